@@ -1,0 +1,415 @@
+"""What a run is: typed sections, one YAML per run, dotted overrides, and the run's identity.
+
+Every field is either *identity* (the curve depends on it) or *operational* (workers, storage,
+intervals, logging). The identity fields, together with the digest of the prepared data, are
+hashed: the same name with another hash is another run, and is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+S = TypeVar("S", bound="Section")
+
+
+class UserError(Exception):
+    """Something the user can mend: one line naming field, value and remedy. Exit code 2."""
+
+
+def identity(default: Any = ..., *, doc: str, **constraints: Any) -> Any:
+    """A field on which the run's curve depends."""
+    return Field(default, description=doc, json_schema_extra={"identity": True}, **constraints)
+
+
+def operational(default: Any = ..., *, doc: str, **constraints: Any) -> Any:
+    """A field that may change from attempt to attempt without changing the curve."""
+    return Field(default, description=doc, json_schema_extra={"identity": False}, **constraints)
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; a config never changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+# ------------------------------------------------------------------------------------ data
+
+
+class SyntheticFlowers(Section):
+    """Flowers drawn by this program, with captions and their attributes as ground truth."""
+
+    kind: Literal["synthetic-flowers"] = "synthetic-flowers"
+    images: int = operational(6000, doc="How many pictures to draw, all splits together.", ge=64)
+    seed: int = operational(0, doc="Seed of the drawings and their captions.", ge=0)
+
+
+class Emoji(Section):
+    """Colour emoji drawn from a font, captioned by their names."""
+
+    kind: Literal["emoji"] = "emoji"
+    font: str | None = operational(
+        None, doc="Path of a colour-emoji font (.ttf); none: the usual places are searched."
+    )
+    language: str = operational("en", doc="Language of the names, as the emoji package has it.")
+
+
+class Folder(Section):
+    """A folder of images with captions in a JSONL or CSV file."""
+
+    kind: Literal["folder"] = "folder"
+    path: str = operational(doc="The folder that holds the images.")
+    captions: str = operational(
+        "captions.jsonl",
+        doc="JSONL or CSV file, relative to the folder: image, caption or captions, and "
+        "optionally class, split and any further columns (kept as attributes).",
+    )
+    licence: str = operational("unknown", doc="Licence of the pictures, kept in the manifest.")
+
+
+Source = Annotated[SyntheticFlowers | Emoji | Folder, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Where pictures and captions come from, and how they are fed.
+
+    The source's fields are operational because the prepared data's digest stands for them.
+    """
+
+    source: Source = operational(SyntheticFlowers(), doc="What to prepare and train on.")
+    image_size: int = identity(64, doc="Height and width that is trained, pixels.", ge=16)
+    load_size: int = identity(
+        76,
+        doc="Height and width that is stored, pixels; a random crop of image_size is fed.",
+        ge=16,
+    )
+    flip: bool = identity(True, doc="Mirror every other picture, at random.")
+    shard_size: int = operational(1024, doc="Pictures in one stored shard.", ge=1)
+    max_rejected: float = operational(
+        0.05, doc="Largest share of unusable pictures before prepare gives up.", ge=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.load_size < self.image_size:
+            raise ValueError(
+                f"load_size={self.load_size} is smaller than image_size={self.image_size}; "
+                f"set data.load_size to {self.image_size} or more"
+            )
+        return self
+
+
+# -------------------------------------------------------------------------------- networks
+
+
+class BiGRU(Section):
+    """An embedding layer and a bidirectional GRU, trained together with the GAN."""
+
+    kind: Literal["bigru"] = "bigru"
+    vocabulary: int = identity(4096, doc="Most words kept from the training captions.", ge=16)
+    embedding_dim: int = identity(128, doc="Width of a word's embedding.", ge=1)
+    hidden_dim: int = identity(256, doc="Width of each direction's state.", ge=1)
+    dim: int = identity(1024, doc="Width of a caption's code.", ge=1)
+    max_tokens: int = identity(32, doc="Words read of a caption; the rest is cut.", ge=1)
+
+
+class HuggingFace(Section):
+    """Any Hugging Face text model, frozen; its embeddings are computed once and cached."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    model: str = identity(
+        doc="Name on the hub, or a local folder, e.g. xlnet/xlnet-base-cased; loaded from "
+        "safetensors without remote code."
+    )
+    revision: str | None = identity(None, doc="Commit of the model on the hub.")
+    max_tokens: int = identity(64, doc="Tokens read of a caption; the rest is cut.", ge=1)
+    batch_size: int = operational(64, doc="Captions embedded at a time.", ge=1)
+
+
+EncoderConfig = Annotated[BiGRU | HuggingFace, Field(discriminator="kind")]
+
+
+class Model(Section):
+    """The two networks (Reed et al. 2016, section 4.1; DCGAN's layers)."""
+
+    family: Literal["gan_cls"] = identity("gan_cls", doc="Which training algorithm.")
+    noise_dim: int = identity(100, doc="Width of the noise z.", ge=1)
+    text_dim: int = identity(128, doc="Width to which both networks project a caption.", ge=1)
+    g_channels: list[int] = identity(
+        [512, 256, 128, 64],
+        doc="Generator's channels from 4x4 upwards; the image is 4 * 2**len pixels wide.",
+        min_length=1,
+    )
+    d_channels: list[int] = identity(
+        [64, 128, 256, 512],
+        doc="Discriminator's channels from the image down to 4x4.",
+        min_length=1,
+    )
+    ema: float = identity(
+        0.999, doc="Decay per step of the averaged generator (and encoder); 0: none.", ge=0, lt=1
+    )
+
+
+# -------------------------------------------------------------------------------- training
+
+
+class Optim(Section):
+    """Adam for every network, one learning-rate schedule for all."""
+
+    lr_g: float = identity(2e-4, doc="Generator's learning rate.", gt=0)
+    lr_d: float = identity(2e-4, doc="Discriminator's learning rate.", gt=0)
+    lr_encoder: float = identity(2e-4, doc="Learning rate of a trained text encoder.", gt=0)
+    beta1: float = identity(0.5, doc="Adam's first decay.", ge=0, lt=1)
+    beta2: float = identity(0.999, doc="Adam's second decay.", ge=0, lt=1)
+    schedule: Literal["constant", "halving", "cosine"] = identity(
+        "constant", doc="constant; halving: by 2 every halve_every steps (Reed); cosine: to zero."
+    )
+    halve_every: int = identity(10_000, doc="Steps between halvings.", ge=1)
+
+
+class Train(Section):
+    """How long, how large a batch, in which arithmetic."""
+
+    steps: int = identity(doc="Generator updates of the whole run.", ge=1)
+    batch_size: int = identity(64, doc="Real pictures of one update, all workers together.", ge=2)
+    micro_batches: int = identity(
+        1,
+        doc="Equal pieces into which a batch is cut; BatchNorm sees one piece. The workers share "
+        "the pieces, so the update does not depend on how many workers there are.",
+        ge=1,
+    )
+    update: Literal["alternating", "simultaneous"] = identity(
+        "alternating",
+        doc="Whether G meets the updated D, or (Algorithm 1 of the paper) the D before its update.",
+    )
+    recompute_fakes: bool = identity(
+        False, doc="Draw the fakes again for G's update: less memory, more time."
+    )
+    precision: Literal["float32", "bfloat16", "float64"] = identity(
+        "float32", doc="Arithmetic of the networks; bfloat16 is autocast over float32 weights."
+    )
+    compile: bool = identity(False, doc="torch.compile the networks (pays on a GPU).")
+    log_every: int = operational(1, doc="Steps between two points of the loss curves.", ge=1)
+    sample_every: int = operational(500, doc="Steps between two sample grids; 0: none.", ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        if self.batch_size % self.micro_batches:
+            fits = [m for m in range(1, self.batch_size // 2 + 1) if self.batch_size % m == 0]
+            near = sorted(sorted(fits, key=lambda m: abs(m - self.micro_batches))[:3])
+            raise ValueError(
+                f"micro_batches={self.micro_batches} does not divide "
+                f"batch_size={self.batch_size}; use e.g. {', '.join(map(str, near))}"
+            )
+        if self.batch_size == self.micro_batches:
+            raise ValueError(
+                f"micro_batches={self.micro_batches} leaves one picture a piece, and BatchNorm "
+                "needs two; use fewer micro_batches"
+            )
+        return self
+
+
+class Checkpoint(Section):
+    """When to save, and what to keep."""
+
+    every: int = operational(1000, doc="Steps between two checkpoints.", ge=1)
+    keep: int = operational(3, doc="How many of the newest checkpoints are kept.", ge=1)
+    best: str | None = operational(
+        None, doc="Metric by which one more checkpoint is kept, e.g. agreement/petal_colour."
+    )
+    best_mode: Literal["max", "min"] = operational("max", doc="Whether larger is better.")
+
+
+class Evaluation(Section):
+    """Measures taken while training, on the validation split."""
+
+    every: int = operational(0, doc="Steps between two evaluations; 0: none.", ge=0)
+    samples: int = operational(512, doc="Pictures generated for one evaluation.", ge=2)
+
+
+# --------------------------------------------------------------------------- where it runs
+
+
+class Storage(Section):
+    """One place for prepared data, embeddings, checkpoints, samples and MLflow's artifacts."""
+
+    uri: str = operational("~/t2i_ray", doc="A local folder, or s3://bucket/prefix.")
+    endpoint: str | None = operational(
+        None, doc="URL of an S3 server other than AWS, e.g. http://127.0.0.1:9000."
+    )
+    region: str | None = operational(None, doc="Region of the bucket.")
+    shared: bool = operational(
+        False, doc="Say that a local folder is the same on every node (NFS and the like)."
+    )
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str | None = operational(
+        None,
+        doc="MLflow's tracking URI; none: MLFLOW_TRACKING_URI, else sqlite in a local storage.",
+    )
+    experiment: str = operational("t2i_ray", doc="MLflow's experiment.")
+    enabled: bool = operational(True, doc="Whether to log to MLflow at all.")
+
+
+class Cluster(Section):
+    """What to ask of Ray."""
+
+    address: str | None = operational(
+        None, doc="Ray cluster to join; none: RAY_ADDRESS, else one of its own on this machine."
+    )
+    workers: int = operational(1, doc="DDP workers.", ge=1)
+    gpu: bool = operational(False, doc="One GPU a worker, NCCL; else CPU and gloo.")
+    threads: int = operational(1, doc="CPU cores and compute threads of a worker.", ge=1)
+    max_failures: int = operational(
+        3, doc="Restarts after lost workers before the run fails; -1: no limit.", ge=-1
+    )
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = operational(
+        doc="The run's name; with its identity's hash it is the run.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+    )
+    seed: int = identity(0, doc="Seed of everything random in training.", ge=0, lt=2**31)
+    data: Data = Data()
+    encoder: EncoderConfig = BiGRU()
+    model: Model = Model()
+    optim: Optim = Optim()
+    train: Train
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    storage: Storage = Storage()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        for field in ("g_channels", "d_channels"):
+            size = 4 * 2 ** len(getattr(self.model, field))
+            if size != self.data.image_size:
+                raise ValueError(
+                    f"model.{field} has {len(getattr(self.model, field))} entries, which makes "
+                    f"{size}x{size} pictures, but data.image_size={self.data.image_size}; give it "
+                    f"one entry per doubling from 4 pixels, or set data.image_size={size}"
+                )
+        if self.cluster.workers > self.train.micro_batches:
+            raise ValueError(
+                f"cluster.workers={self.cluster.workers} cannot share "
+                f"train.micro_batches={self.train.micro_batches}: each needs at least one; set "
+                f"train.micro_batches to {self.cluster.workers} or more, or fewer workers"
+            )
+        return self
+
+
+# -------------------------------------------------------------------- reading and identity
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a run's YAML and apply ``key.sub=value`` overrides (values are YAML).
+
+    Raises:
+        UserError: the file is missing or not YAML, or a field is unknown or wrong.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf8"))
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"config {path}: must be a mapping of sections, such as name: and train:")
+    for override in overrides or []:
+        _apply(document, override)
+    return parse_config(document)
+
+
+def parse_config(document: dict[str, Any]) -> Config:
+    """The resolved config of a plain mapping. Raises UserError."""
+    return validate(Config, document)
+
+
+def validate(section: type[S], document: dict[str, Any]) -> S:
+    """A section from a plain mapping; the first problem as one line. Raises UserError."""
+    try:
+        return section.model_validate(document)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write it as key.sub=value, e.g. train.steps=1000")
+    *sections, last = key.split(".")
+    place = document
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UserError(f"override {override!r}: {section} is a value, not a section")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: {value!r} is not a YAML value") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key; remove it or mend its spelling")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: missing; it must be given")
+        elif problem["type"] == "value_error":
+            lines.append(
+                f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
+            )
+        else:
+            lines.append(f"{where}={problem['input']!r}: {problem['msg']}")
+    return "; ".join(lines)
+
+
+def identity_of(config: Config) -> dict[str, Any]:
+    """The identity fields as a flat mapping of dotted names, sorted."""
+    return dict(sorted(_flat(config, identity_only=True)))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every field as a flat mapping of dotted names."""
+    return dict(_flat(config, identity_only=False))
+
+
+def _flat(section: Section, *, identity_only: bool, prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        extra = field.json_schema_extra
+        marked = extra.get("identity") if isinstance(extra, dict) else None
+        if isinstance(value, Section):
+            if not (identity_only and marked is False):
+                rows += _flat(value, identity_only=identity_only, prefix=f"{prefix}{name}.")
+        elif not identity_only or marked is not False:
+            rows.append((f"{prefix}{name}", value))
+    return rows
+
+
+def identity_hash(config: Config, data_digest: str) -> str:
+    """Twelve hex digits naming what the curve depends on: identity fields and the data."""
+    document = {**identity_of(config), "data.digest": data_digest}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a run's YAML, for editors."""
+    return Config.model_json_schema()
