@@ -1,0 +1,109 @@
+"""Where everything is kept: one root, a local folder or an S3 prefix, and flat keys below it.
+
+Whatever is written is there whole or not at all, on either kind. A store is cheap to open, so
+tasks on other machines are given the ``config.Storage`` and open it themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from t2i_ray import config
+from t2i_ray.config import UserError
+from t2i_ray.storage.base import MissingKey, StorageError, Store, check_key
+from t2i_ray.storage.local import LocalStore
+
+__all__ = [
+    "LocalStore",
+    "MissingKey",
+    "StorageError",
+    "Store",
+    "check_writable",
+    "open_store",
+]
+
+
+def open_store(storage: config.Storage) -> Store:
+    """The store of a config; nothing is read or written yet.
+
+    Raises:
+        UserError: the URI or the endpoint is malformed.
+    """
+    uri = storage.uri
+    for field, value in (("uri", uri), ("endpoint", storage.endpoint or "")):
+        if "@" in urlsplit(value).netloc:  # it may hold a secret: not repeated
+            raise UserError(
+                f"storage.{field}: must not hold credentials; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY in the environment, or use the machine's role"
+            )
+    if uri.startswith("s3://"):
+        return _open_s3(storage)
+    if "://" in uri or not uri:
+        raise UserError(f"storage.uri={uri}: give a local folder, or s3://bucket/prefix")
+    path = Path(uri).expanduser()
+    if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise UserError(
+            f"storage.uri={uri}: a relative path would land in the Ray job's temporary folder; "
+            "give an absolute one"
+        )
+    return LocalStore(path.resolve())
+
+
+def _open_s3(storage: config.Storage) -> Store:
+    bucket, _, prefix = storage.uri.removeprefix("s3://").partition("/")
+    prefix = prefix.strip("/")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", bucket):
+        raise UserError(f"storage.uri={storage.uri}: give s3://bucket/prefix with a bucket's name")
+    try:
+        check_key(prefix or "root")
+        if set("?#") & set(prefix):
+            raise ValueError("no '?' or '#'; a server other than AWS goes into storage.endpoint")
+    except ValueError as error:
+        raise UserError(f"storage.uri={storage.uri}: {error}") from None
+    if storage.endpoint and not re.match(r"https?://[^/]+", storage.endpoint):
+        raise UserError(
+            f"storage.endpoint={storage.endpoint}: give a URL such as http://127.0.0.1:9000"
+        )
+    from t2i_ray.storage.s3 import S3Store  # boto3 is loaded only where it is needed
+
+    return S3Store(bucket, prefix, endpoint=storage.endpoint, region=storage.region)
+
+
+_REMEDIES = {
+    "NoSuchBucket": "create the bucket, or mend its name",
+    "AccessDenied": "these credentials may not write there; grant reading, writing, listing and "
+    "deleting, or use others",
+    "InvalidAccessKeyId": "mend AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "mend AWS_SECRET_ACCESS_KEY",
+    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, "
+    "or use the machine's role",
+    "EndpointConnectionError": "start the server, or mend storage.endpoint",
+    "HTTPClientError": "look for stray characters in the credentials' variables",
+    "ENOSPC": "make room, or use another disk",
+}
+
+
+def check_writable(store: Store) -> None:
+    """Write, read and delete a small probe.
+
+    Raises:
+        UserError: it can't be done; names storage.uri and the remedy.
+    """
+    probe = f".probe-{uuid.uuid4().hex}"
+    try:
+        created = [store.create(probe, b"probe"), store.create(probe, b"again")]
+        content = store.read(probe)
+        store.delete(probe)
+    except (StorageError, MissingKey) as error:
+        reason = str(error).removeprefix(f"{store.uri}: ")
+        remedy = _REMEDIES.get(getattr(error, "code", ""), "give a place that can be written to")
+        raise UserError(f"storage.uri={store.uri}: {reason}; {remedy}") from None
+    if created != [True, False] or content != b"probe":
+        raise UserError(
+            f"storage.uri={store.uri}: the server overwrites what it was asked to create only if "
+            "absent; use one that honours If-None-Match"
+        )

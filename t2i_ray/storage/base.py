@@ -1,0 +1,76 @@
+"""What every store does, and how it fails."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+
+class MissingKey(Exception):  # noqa: N818 - an answer as often as an error
+    """There is nothing under this key."""
+
+
+class StorageError(Exception):
+    """The store could not be reached, or refused, after retries. One line without secrets.
+
+    ``code`` is S3's error code, botocore's exception class or the errno's name.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Store(ABC):
+    """Flat keys below a root URI, separated by '/'. Any call may raise StorageError.
+
+    A malformed key (absolute, with '..' or a backslash) is a ValueError.
+    """
+
+    uri: str  # absolute, without credentials
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The bytes under a key. Raises MissingKey."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Put bytes under a key, replacing what was there: whole, or not at all."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Put bytes under a key unless it exists; False if it does. One of many callers wins."""
+
+    @abstractmethod
+    def upload(self, path: Path, key: str) -> None:
+        """Put a file's content under a key: whole, or not at all."""
+
+    @abstractmethod
+    def fetch(self, key: str, sha256: str) -> Path:
+        """A local file with this content, to be mapped and not changed. Raises MissingKey.
+
+        A local store gives its own file; S3 a copy in this node's cache, verified by its sum.
+        """
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[str]:
+        """All keys below ``prefix/`` (none: all there are), sorted, relative to the root."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether something is under this very key."""
+
+    @abstractmethod
+    def delete(self, prefix: str) -> None:
+        """Remove the key and everything below ``prefix/``; it may be absent."""
+
+    @abstractmethod
+    def within(self, prefix: str) -> Store:
+        """The same store, rooted deeper."""
+
+
+def check_key(key: str) -> str:
+    """The key itself. Raises ValueError if it is malformed."""
+    if "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise ValueError(f"not a key: {key!r}; use names joined by '/', without '..'")
+    return key

@@ -1,0 +1,218 @@
+"""A store in an S3 bucket, on AWS or any server that speaks its protocol."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+from t2i_ray.storage.base import MissingKey, StorageError, Store, check_key
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20)
+_BROKEN_READS = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+class S3Store(Store):
+    """A prefix in a bucket. Credentials come from the environment or the machine's role."""
+
+    def __init__(
+        self, bucket: str, prefix: str = "", *, endpoint: str | None, region: str | None
+    ) -> None:
+        self.bucket, self.prefix = bucket, prefix
+        self.endpoint, self.region = endpoint, region
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    def read(self, key: str) -> bytes:
+        """See Store."""
+        with self._errors("read", key) as client:
+            # botocore retries the request, but not a body that breaks off.
+            for attempt in range(3):
+                try:
+                    answer = client.get_object(Bucket=self.bucket, Key=self._key(key))
+                    return bytes(answer["Body"].read())
+                except _BROKEN_READS:
+                    if attempt == 2:
+                        raise
+        raise AssertionError("not reached")
+
+    def write(self, key: str, data: bytes) -> None:
+        """See Store."""
+        self._upload(key, io.BytesIO(data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See Store. A retry after a lost answer finds the first try's object: False."""
+        try:
+            with self._errors("create", key) as client:
+                client.put_object(
+                    Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*"
+                )
+        except StorageError as error:
+            if error.code == "PreconditionFailed":
+                return False
+            raise
+        return True
+
+    def upload(self, path: Path, key: str) -> None:
+        """See Store."""
+        with path.open("rb") as file:
+            self._upload(key, file)
+
+    def fetch(self, key: str, sha256: str) -> Path:
+        """See Store. The cache is $T2I_RAY_CACHE, else ~/.cache/t2i_ray."""
+        cache = Path(os.environ.get("T2I_RAY_CACHE") or "~/.cache/t2i_ray").expanduser()
+        kept = cache / sha256
+        if kept.exists():
+            return kept
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with (cache / f"{sha256}.part").open("ab+") as lock:
+                # The workers of a node want the same file at once: one downloads, the rest wait.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not kept.exists():
+                    self._download(key, sha256, Path(lock.name)).replace(kept)
+        except OSError as error:
+            raise StorageError(
+                f"cache {cache}: {error.strerror}; set T2I_RAY_CACHE to a folder with room"
+            ) from error
+        return kept
+
+    def list(self, prefix: str = "") -> list[str]:
+        """See Store."""
+        root = f"{self.prefix}/" if self.prefix else ""
+        below = self._key(prefix.rstrip("/")) + "/" if prefix else root
+        with self._errors("list", prefix) as client:
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=below
+            )
+            return sorted(
+                entry["Key"].removeprefix(root)
+                for page in pages
+                for entry in page.get("Contents", ())
+            )
+
+    def exists(self, key: str) -> bool:
+        """See Store."""
+        try:
+            with self._errors("look for", key) as client:
+                client.head_object(Bucket=self.bucket, Key=self._key(key))
+        except MissingKey:
+            return False
+        return True
+
+    def delete(self, prefix: str) -> None:
+        """See Store."""
+        prefix = prefix.rstrip("/")
+        names = [self._key(key) for key in [prefix, *self.list(prefix)]]
+        with self._errors("delete", prefix) as client:
+            for start in range(0, len(names), 1000):  # as many as one request may name
+                answer = client.delete_objects(
+                    Bucket=self.bucket,
+                    Delete={
+                        "Objects": [{"Key": name} for name in names[start : start + 1000]],
+                        "Quiet": True,
+                    },
+                )
+                for problem in answer.get("Errors", ()):
+                    code = problem.get("Code", "")
+                    raise StorageError(f"{self.uri}: could not delete {prefix}: {code}", code)
+
+    def within(self, prefix: str) -> S3Store:
+        """See Store."""
+        return S3Store(
+            self.bucket,
+            self._key(prefix.rstrip("/")),
+            endpoint=self.endpoint,
+            region=self.region,
+        )
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{check_key(key)}".lstrip("/")
+
+    def _upload(self, key: str, file: BinaryIO) -> None:
+        with self._errors("write", key) as client:
+            client.upload_fileobj(file, self.bucket, self._key(key), Config=_TRANSFER)
+
+    def _download(self, key: str, sha256: str, path: Path) -> Path:
+        with path.open("wb+") as file:
+            with self._errors("read", key) as client:
+                client.download_fileobj(self.bucket, self._key(key), file, Config=_TRANSFER)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise StorageError(
+                f"{self.uri}: {key} is damaged: its sha256 is {found}, not {sha256}", "Damaged"
+            )
+        return path
+
+    @contextmanager
+    def _errors(self, action: str, key: str) -> Iterator[S3Client]:
+        try:
+            yield _client(self.endpoint, self.region)
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            code, reason = _explain(error)
+            if code in ("NoSuchKey", "404"):
+                raise MissingKey(f"{self.uri}/{key}") from None
+            # "from None": botocore's own text may hold credentials, e.g. of a malformed header.
+            raise StorageError(f"{self.uri}: could not {action} {key}: {reason}", code) from None
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """A code and one line, without secrets."""
+    code = type(error).__name__
+    text = str(error)
+    if isinstance(error, ClientError):
+        answer = error.response.get("Error", {})
+        code = answer.get("Code", code)
+        text = answer.get("Message") or ""
+    elif type(error) is HTTPClientError:
+        text = ""  # whatever the HTTP library said, headers and all
+    for secret in (os.environ.get(name, "").strip() for name in _SECRETS):
+        if secret:
+            text = text.replace(secret, "***")
+    return code, " ".join(f"{code}: {text}".split()).rstrip(": ")
+
+
+@functools.cache
+def _client(endpoint: str | None, region: str | None) -> S3Client:
+    """One client per process and place; clients may be shared by threads."""
+    settings: dict[str, Any] = {}
+    if endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        # Many servers other than AWS refuse botocore's default, checksums in trailers.
+        settings["request_checksum_calculation"] = "when_required"
+        settings["response_checksum_validation"] = "when_required"
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=region,
+        config=Config(
+            connect_timeout=5,
+            read_timeout=30,
+            retries={"mode": "standard", "total_max_attempts": 8},
+            **settings,
+        ),
+    )
