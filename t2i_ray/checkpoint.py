@@ -1,0 +1,299 @@
+"""Checkpoints: written in the background, checked when read, and only so many kept.
+
+A checkpoint is a folder ``step_00001000``: a safetensors file per group of tensors, a JSON file
+per document, and last of all ``manifest.json`` with every file's sha256 and size. A folder
+without a manifest was never finished. Nothing in it is ever unpickled or imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from t2i_ray.storage import MissingKey, StorageError, Store
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # seconds between two tries at a failing store
+_WARN_EVERY = 60.0  # seconds
+
+
+class DamagedCheckpoint(Exception):  # noqa: N818 - what it is, for a sentence in a log
+    """A checkpoint that can't be trusted; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved after ``step`` updates. Tensors are in host memory."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    documents: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``store`` rooted at them. One process may save.
+
+    Kept are the newest ``keep``, the one with the best score, and those that are pinned.
+    """
+
+    def __init__(
+        self, store: Store, *, keep: int, best_mode: Literal["max", "min"] = "max"
+    ) -> None:
+        self._store, self._keep, self._best_mode = store, keep, best_mode
+        self._upload: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._closed = threading.Event()
+
+    # ------------------------------------------------------------------------- saving
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        documents: Mapping[str, Any],
+        *,
+        score: float | None = None,
+        on_durable: Callable[[int], None] | None = None,
+    ) -> None:
+        """Copy everything now, write it in the background.
+
+        Waits first if the save before is still being written. While the store fails, the thread
+        tries again without end and warns once a minute. What goes wrong in it otherwise (a bug,
+        or ``on_durable`` raising) is raised by the next ``save`` or ``wait``.
+
+        Args:
+            step: updates done.
+            tensors: group -> name -> tensor, on any device.
+            documents: name -> JSON value.
+            score: by which the best is chosen; NaN and infinity count as none.
+            on_durable: called with the step, in the thread, once the manifest is written.
+        """
+        self.wait()
+        if self._closed.is_set():
+            raise RuntimeError("these checkpoints were closed")
+        for name in [*tensors, *documents]:
+            if not _NAME.fullmatch(name) or name == "manifest":
+                raise ValueError(f"{name!r} can't be the name of a checkpoint's file")
+        host = {group: _to_host(named) for group, named in tensors.items()}
+        texts = {name: _to_json(value) for name, value in documents.items()}
+        score = score if score is not None and math.isfinite(score) else None
+
+        def files() -> Iterator[tuple[str, bytes]]:  # one at a time, to hold one copy only
+            for group, named in host.items():
+                yield f"{group}.safetensors", save_tensors(named)
+            for name, text in texts.items():
+                yield f"{name}.json", text
+
+        def run() -> None:
+            try:
+                if self._persist(step, files, score):
+                    if on_durable:
+                        on_durable(step)
+                    self._retain(step)
+            except BaseException as error:  # raised again where somebody will see it
+                self._failure = error
+
+        self._upload = threading.Thread(target=run, name=f"checkpoint-{step}", daemon=True)
+        self._upload.start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all that was saved is durable; False if it is not after ``timeout`` s."""
+        if self._upload is not None:
+            self._upload.join(timeout)
+            if self._upload.is_alive():
+                return False
+            self._upload = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return True
+
+    def close(self) -> None:
+        """Give up what a failing store keeps from being written. ``wait`` first to keep it."""
+        self._closed.set()
+        self.wait()
+
+    def _persist(
+        self, step: int, files: Callable[[], Iterator[tuple[str, bytes]]], score: float | None
+    ) -> bool:
+        """Write until it succeeds; False if closed before."""
+        pause, warned = _FIRST_PAUSE, -math.inf
+        while True:
+            try:
+                self._write(step, files(), score)
+                return True
+            except StorageError as error:
+                if time.monotonic() - warned >= _WARN_EVERY:
+                    warned = time.monotonic()
+                    logger.warning("checkpoint %s not written yet, trying on: %s", step, error)
+            # On a full disk the part that was written is in the way of everything else.
+            with suppress(StorageError):
+                self._store.delete(_folder(step))
+            if self._closed.wait(pause):
+                logger.warning("checkpoint %s given up: closed while the store failed", step)
+                return False
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _write(self, step: int, files: Iterator[tuple[str, bytes]], score: float | None) -> None:
+        folder = _folder(step)
+        # An earlier attempt's: from here on it must not pass for a whole one.
+        self._store.delete(f"{folder}/manifest.json")
+        self._store.delete(folder)
+        sums = {}
+        for name, data in files:
+            self._store.write(f"{folder}/{name}", data)
+            sums[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        manifest = {"format": 1, "step": step, "score": score, "files": sums}
+        self._store.write(f"{folder}/manifest.json", _to_json(manifest))
+
+    # ----------------------------------------------------------------------- retention
+
+    def pin(self, name: str, step: int) -> None:
+        """Keep a checkpoint until it is unpinned. Raises MissingKey if it is not there."""
+        self._store.write(f"pins/{name}", str(step).encode())
+        if step not in self.steps():
+            self.unpin(name)
+            raise MissingKey(f"{self._store.uri}/{_folder(step)}")
+
+    def unpin(self, name: str) -> None:
+        """Let go of what was pinned under this name, if anything was."""
+        self._store.delete(f"pins/{name}")
+
+    def _retain(self, step: int) -> None:
+        try:
+            # Later ones are leftovers that this run, resumed from before them, has yet to reach:
+            # they must not count as the newest.
+            past = [whole for whole in self.steps() if whole <= step]
+            kept = {*past[-self._keep :], self.best()}
+            kept |= {int(self._store.read(key)) for key in self._store.list("pins")}
+            for old in self._folders():
+                if old < step and old not in kept:
+                    self._store.delete(f"{_folder(old)}/manifest.json")
+                    self._store.delete(_folder(old))
+        except (StorageError, MissingKey, ValueError) as error:
+            logger.warning("old checkpoints not removed until the next save: %s", error)
+
+    # ------------------------------------------------------------------------- reading
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, ascending."""
+        return [step for step, whole in self._folders().items() if whole]
+
+    def best(self) -> int | None:
+        """Step with the best score; of equals the newest; None if no checkpoint has one."""
+        sign = 1 if self._best_mode == "max" else -1
+        scores = []
+        for step in self.steps():
+            with suppress(DamagedCheckpoint):
+                score = self._manifest(step)["score"]
+                if score is not None:
+                    scores.append((sign * score, step))
+        return max(scores)[1] if scores else None
+
+    def latest(self) -> Checkpoint | None:
+        """The newest sound checkpoint; each damaged one before it is named in a warning."""
+        for step in reversed(self._folders()):
+            try:
+                return self.load(step)
+            except DamagedCheckpoint as error:
+                logger.warning("%s; the checkpoint before it is used", error)
+        return None
+
+    def load(self, step: int, *, only: Collection[str] | None = None) -> Checkpoint:
+        """Read a checkpoint and check every sum.
+
+        With ``only``, of the tensors no other groups are read; documents always are.
+
+        Raises:
+            DamagedCheckpoint: a file is missing, truncated or altered.
+            StorageError: the store could not be read.
+        """
+        tensors: dict[str, dict[str, Tensor]] = {}
+        documents: dict[str, Any] = {}
+        for file, expected in self._manifest(step)["files"].items():
+            name, _, suffix = file.rpartition(".")
+            if suffix == "safetensors" and only is not None and name not in only:
+                continue
+            data = self._read(step, file, expected)
+            try:
+                if suffix == "safetensors":
+                    tensors[name] = load_tensors(data)
+                else:
+                    documents[name] = json.loads(data)
+            except (SafetensorError, ValueError) as error:
+                raise self._damaged(step, file, str(error)) from error
+        return Checkpoint(step, tensors, documents)
+
+    def _folders(self) -> dict[int, bool]:
+        """Step -> whether it has a manifest, ascending."""
+        found: dict[int, bool] = {}
+        for key in self._store.list():
+            if match := re.fullmatch(r"step_(\d{8,})/(.+)", key):
+                step = int(match[1])
+                found[step] = found.get(step, False) or match[2] == "manifest.json"
+        return dict(sorted(found.items()))
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        try:
+            manifest = json.loads(self._store.read(f"{_folder(step)}/manifest.json"))
+            sound = (
+                manifest["format"] == 1
+                and manifest["step"] == step
+                and isinstance(manifest["score"], int | float | None)
+                and all({"sha256", "size"} == set(sums) for sums in manifest["files"].values())
+            )
+        except MissingKey:
+            raise self._damaged(step, "manifest.json", "missing, it was never finished") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise self._damaged(step, "manifest.json", "not a manifest of this step")
+        return dict(manifest)
+
+    def _read(self, step: int, file: str, expected: Mapping[str, Any]) -> bytes:
+        try:
+            data = self._store.read(f"{_folder(step)}/{file}")
+        except (MissingKey, ValueError):  # ValueError: the manifest's name is no key
+            raise self._damaged(step, file, "missing") from None
+        if len(data) != expected["size"]:
+            why = f"{len(data)} bytes long, not {expected['size']}"
+            raise self._damaged(step, file, why)
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise self._damaged(step, file, "its sha256 is not the manifest's")
+        return data
+
+    def _damaged(self, step: int, file: str, why: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(f"{self._store.uri}/{_folder(step)}/{file} is damaged: {why}")
+
+
+def _folder(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that no later update can change, row-major."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def _to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
