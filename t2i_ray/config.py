@@ -194,6 +194,9 @@ class Train(Section):
         "float32", doc="Arithmetic of the networks; bfloat16 is autocast over float32 weights."
     )
     compile: bool = identity(False, doc="torch.compile the networks (pays on a GPU).")
+    deterministic: bool = identity(
+        False, doc="Only deterministic kernels, so that a GPU repeats a run bit for bit; slower."
+    )
     log_every: int = operational(1, doc="Steps between two points of the loss curves.", ge=1)
     sample_every: int = operational(500, doc="Steps between two sample grids; 0: none.", ge=0)
 

@@ -1,0 +1,32 @@
+# Two commands: make demo, make test. Both set up what they need in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= $(CURDIR)/demo
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint schema
+demo: $(VENV)/installed
+	$(BIN)/t2i-ray train configs/demo.yaml storage.uri=$(DEMO)
+	$(BIN)/t2i-ray evaluate demo --storage $(DEMO)
+	$(BIN)/t2i-ray generate demo --storage $(DEMO) --file configs/demo_captions.txt \
+		--output $(DEMO)/flowers.png
+	@echo
+	@echo "pictures  $(DEMO)/flowers.png and $(DEMO)/runs/demo/samples/"
+	@echo "curves    $(DEMO)/runs/demo/losses.png"
+	@echo "MLflow    $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db"
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+schema: $(VENV)/installed
+	$(BIN)/t2i-ray schema > configs/schema.json
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,161 @@
+"""The command line. Each command imports what it needs, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2i_ray import __version__
+
+app = typer.Typer(
+    name="t2i-ray",
+    help="Train text-to-image GANs on a Ray cluster, and compare them honestly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, such as configs/demo.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Fields to change: train.steps=1000 optim.lr_d=1e-4")
+]
+StorageUri = Annotated[
+    str,
+    typer.Option("--storage", "-s", envvar="T2I_RAY_STORAGE", help="Where the runs are kept."),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(envvar="AWS_ENDPOINT_URL", help="URL of an S3 server other than AWS."),
+]
+HOME = "~/t2i_ray"
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line and exit code 2."""
+    from t2i_ray.config import UserError
+
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def version(value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train a run on the Ray cluster; the same command again continues it."""
+    from t2i_ray.cli.commit import git_commit
+    from t2i_ray.config import load_config
+
+    loaded = load_config(config, overrides)
+    from t2i_ray import launch
+
+    commit, diff = git_commit()
+    raise typer.Exit(launch.train(loaded, commit=commit, diff=diff))
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="synthetic-flowers, emoji or folder.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="The source's fields and data's: path=pictures load_size=76"),
+    ] = None,
+    storage: StorageUri = HOME,
+    endpoint: Endpoint = None,
+) -> None:
+    """Turn a source of pictures and captions into the prepared form that runs read."""
+    from t2i_ray.cli.commands import prepare_source
+
+    prepare_source(source, settings or [], storage, endpoint)
+
+
+@app.command()
+def runs(storage: StorageUri = HOME, endpoint: Endpoint = None) -> None:
+    """List the runs of a storage, and where each stands."""
+    from t2i_ray.cli.commands import show_runs
+
+    show_runs(storage, endpoint)
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str,
+        typer.Argument(help="A run's name, a folder, or an MLflow model (models:/name/1)."),
+    ],
+    captions: Annotated[list[str] | None, typer.Argument(help="What to draw.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="More captions, one a line.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
+        "grid.png"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="Pictures per caption.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture's noise.")] = 0,
+    between: Annotated[
+        str | None,
+        typer.Option(help="A strip from one to the other: captions (two of them) or noise."),
+    ] = None,
+    storage: StorageUri = HOME,
+    endpoint: Endpoint = None,
+) -> None:
+    """Draw pictures from captions."""
+    from t2i_ray.cli.commands import draw
+
+    draw(model, captions or [], file, output, count, seed, between, storage, endpoint)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's name.")],
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    count: Annotated[int, typer.Option(min=2, help="How many pictures to generate.")] = 1000,
+    storage: StorageUri = HOME,
+    endpoint: Endpoint = None,
+) -> None:
+    """Measure how well a run's pictures keep what their captions promise."""
+    from t2i_ray.cli.commands import measure
+
+    measure(run, split, count, storage, endpoint)
+
+
+@app.command()
+def sync(
+    names: Annotated[list[str] | None, typer.Argument(help="Runs; none: all.")] = None,
+    storage: StorageUri = HOME,
+    endpoint: Endpoint = None,
+) -> None:
+    """Send MLflow what an outage kept back, and set right how runs ended."""
+    from t2i_ray.cli.commands import sync_runs
+
+    raise typer.Exit(sync_runs(names or [], storage, endpoint))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a run's YAML."""
+    import json
+
+    from t2i_ray.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))

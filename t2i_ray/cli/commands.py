@@ -1,0 +1,187 @@
+"""What the commands other than ``train`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from t2i_ray.config import Data, Storage, UserError, validate
+from t2i_ray.runs import RunRecord, list_runs, read_progress, read_run
+from t2i_ray.storage import Store, check_writable, open_store
+
+if TYPE_CHECKING:
+    from t2i_ray.generate import Pipeline
+
+SOURCE_FIELDS = frozenset({"image_size", "load_size", "flip", "shard_size", "max_rejected"})
+
+
+def opened(storage: str, endpoint: str | None) -> Store:
+    """The store of a command's options."""
+    return open_store(Storage(uri=storage, endpoint=endpoint))
+
+
+def existing_run(store: Store, name: str) -> RunRecord:
+    """The record of a run that must exist. Raises UserError."""
+    record = read_run(store, name)
+    if record is None:
+        raise UserError(f"run {name!r}: there is none in {store.uri}; 't2i-ray runs' lists them")
+    return record
+
+
+def prepare_source(kind: str, settings: list[str], storage: str, endpoint: str | None) -> None:
+    """Prepare a source in this process and say where it lies."""
+    from t2i_ray.data import open_prepared, prepare
+
+    source: dict[str, object] = {"kind": kind}
+    data: dict[str, object] = {"source": source}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"setting {setting!r}: write it as key=value, e.g. path=pictures")
+        (data if key in SOURCE_FIELDS else source)[key] = yaml.safe_load(value)
+    store = opened(storage, endpoint)
+    check_writable(store)
+    prefix = prepare(validate(Data, data), store, progress=print)
+    prepared = open_prepared(store, prefix)
+    table = Table("split", "pictures", title=f"{store.uri}/{prefix}")
+    for split in ("train", "val", "test"):
+        table.add_row(split, str(len(prepared.ids(split))))
+    console = Console()
+    console.print(table)
+    console.print(f"captions {len(prepared.captions)}, digest {prepared.digest}")
+
+
+def show_runs(storage: str, endpoint: str | None) -> None:
+    """A table of the runs."""
+    store = opened(storage, endpoint)
+    table = Table("run", "status", "step", "images/s", "attempts", "last seen", "identity", "reason")
+    for record in list_runs(store):
+        progress = read_progress(store, record.name)
+        step = max(record.step, progress.get("step", 0))
+        table.add_row(
+            record.name,
+            record.status,
+            f"{step}/{record.steps}",
+            f"{progress.get('images_per_second', 0):.0f}",
+            str(len(record.attempts)),
+            str(record.attempts[-1].ended or progress.get("time", "")),
+            record.hash,
+            record.reason or "",
+        )
+    Console().print(table if table.row_count else f"no runs in {store.uri}")
+
+
+def sync_runs(names: Sequence[str], storage: str, endpoint: str | None) -> int:
+    """Publish what MLflow lacks; 1 if something is still left."""
+    from t2i_ray import launch
+
+    store = opened(storage, endpoint)
+    records = [existing_run(store, name) for name in names] or list_runs(store)
+    behind = [record for record in records if not record.published]
+    done = [launch.sync(store, record) for record in behind]
+    for record, complete in zip(behind, done, strict=True):
+        print(f"{record.name}: {'complete' if complete else 'MLflow still lacks something'}")
+    if not behind:
+        print("nothing to send")
+    return 0 if all(done) else 1
+
+
+# ------------------------------------------------------------------------------- pictures
+
+
+def load_model(model: str, storage: str, endpoint: str | None) -> Pipeline:
+    """The pipeline of a run's newest checkpoint, of a folder, or of an MLflow model."""
+    from t2i_ray.checkpoint import Checkpoints
+    from t2i_ray.generate import Pipeline
+    from t2i_ray.runs import run_store
+
+    if model.startswith(("models:/", "runs:/")):
+        from t2i_ray.tracking import download_model
+
+        return Pipeline.from_folder(download_model(model))
+    if Path(model).is_dir():
+        return Pipeline.from_folder(model)
+    store = opened(storage, endpoint)
+    existing_run(store, model)
+    checkpoints = Checkpoints(run_store(store, model).within("checkpoints"), keep=1)
+    checkpoint = checkpoints.latest()
+    if checkpoint is None:
+        raise UserError(f"run {model!r}: it has no checkpoint yet; let it train on")
+    return Pipeline.from_checkpoint(checkpoint)
+
+
+def draw(
+    model: str,
+    captions: list[str],
+    file: Path | None,
+    output: Path,
+    count: int,
+    seed: int,
+    between: str | None,
+    storage: str,
+    endpoint: str | None,
+) -> None:
+    """Write a grid of captions by noises, or a strip from one caption or noise to another."""
+    from t2i_ray import report
+
+    if file:
+        try:
+            lines = file.read_text(encoding="utf8").splitlines()
+        except OSError as error:
+            raise UserError(f"--file {file}: {error.strerror}; give a text file") from None
+        captions = captions + [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise UserError("captions: none given; write them after the model, or use --file")
+    if between not in (None, "captions", "noise"):
+        raise UserError(f"--between {between}: use captions or noise")
+    if between == "captions" and len(captions) != 2:
+        raise UserError(f"--between captions: takes two captions, not {len(captions)}")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    pipeline = load_model(model, storage, endpoint)
+    if between:
+        png = _strip(pipeline, captions, count, seed, between)
+    else:
+        repeated = [caption for caption in captions for _ in range(count)]
+        seeds = [seed + i for _ in captions for i in range(count)]
+        png = report.sample_grid(pipeline.images(repeated, seeds), captions)
+    output.write_bytes(png)
+    print(output)
+
+
+def _strip(pipeline: Pipeline, captions: list[str], count: int, seed: int, between: str) -> bytes:
+    import torch
+
+    from t2i_ray import report
+
+    weight = torch.linspace(0, 1, max(count, 2))[:, None]
+    codes = pipeline.encode(captions)
+    noise = pipeline.noise([seed, seed + 1])
+    if between == "captions":
+        mixed = torch.lerp(codes[:1], codes[1:], weight)
+        images = pipeline.draw(mixed, noise[:1].expand(len(weight), -1))
+        return report.strip(images, captions)
+    strips = [
+        pipeline.draw(code.expand(len(weight), -1), torch.lerp(noise[:1], noise[1:], weight))
+        for code in codes
+    ]
+    return report.sample_grid(np.concatenate(strips), captions)
+
+
+# ------------------------------------------------------------------------------- measures
+
+
+def measure(run: str, split: str, count: int, storage: str, endpoint: str | None) -> None:
+    """Measure a run's newest checkpoint and log it to MLflow."""
+    from t2i_ray import launch
+
+    if split not in ("val", "test"):
+        raise UserError(f"--split {split}: use val or test")
+    store = opened(storage, endpoint)
+    print(launch.evaluate_run(store, existing_run(store, run), split, count))

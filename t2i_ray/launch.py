@@ -1,0 +1,330 @@
+"""From a config to a run on a Ray cluster: connect, prepare, train by Ray Train, set it right.
+
+The driver decides nothing about the curve. It makes sure of the data, starts the workers, passes
+on a wish to stop, and writes down how the run ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import ray
+
+from t2i_ray import evaluate, tracking
+from t2i_ray.config import Config, UserError, parse_config
+from t2i_ray.data import open_prepared, prepare
+from t2i_ray.runs import (
+    RunRecord,
+    Status,
+    begin_attempt,
+    now,
+    read_run,
+    request_stop,
+    run_store,
+    write_run,
+)
+from t2i_ray.storage import LocalStore, Store, check_writable, open_store
+
+EXIT_CODES: dict[Status, int] = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
+
+
+def connect(config: Config) -> None:
+    """Join the cluster, or start one on this machine, with enough for the workers.
+
+    Raises:
+        UserError: the cluster can't be reached, is too small, or does not share the storage.
+    """
+    cluster = config.cluster
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=None if address else False,
+                configure_logging=True,
+                log_to_driver=True,
+                logging_level="warning",
+            )
+        except ConnectionError as error:
+            raise UserError(
+                f"cluster.address={address}: no Ray cluster answers there ({error}); start one "
+                "with 'ray start --head', or leave the address out"
+            ) from None
+    have, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
+    kind, need = ("GPU", cluster.workers) if cluster.gpu else ("CPU", cluster.workers * cluster.threads)
+    if have.get(kind, 0) < need:
+        problem = (
+            f"cluster.workers={cluster.workers} need {need} {kind}s and the cluster has "
+            f"{have.get(kind, 0):g}"
+        )
+        if not address:
+            raise UserError(f"{problem}; ask for fewer workers or threads")
+        print(f"warning: {problem}; waiting for it to grow", flush=True)
+    local = not config.storage.uri.startswith("s3://")
+    if local and len(nodes) > 1 and not config.storage.shared:
+        raise UserError(
+            f"storage.uri={config.storage.uri}: a local folder, and the cluster has {len(nodes)} "
+            "nodes; use s3://..., or set storage.shared=true if it is the same on every node"
+        )
+
+
+def ray_tasks(function: Callable[[Any], Any], arguments: Sequence[Any]) -> Iterator[Any]:
+    """Map a function over arguments as Ray tasks; results come as they are done."""
+    task = ray.remote(num_cpus=1)(function)
+    pending = [task.remote(argument) for argument in arguments]
+    while pending:
+        done, pending = ray.wait(pending)
+        yield ray.get(done[0])
+
+
+def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
+    """Train a run, or continue it, and return the process's exit code.
+
+    Raises:
+        UserError: something to mend before any worker starts.
+    """
+    store = open_store(config.storage)
+    check_writable(store)
+    tracking.check(config)
+    connect(config)
+    data = prepare(config.data, store, run_tasks=ray_tasks, progress=print)
+    digest = open_prepared(store, data).digest
+    record = begin_attempt(store, config, data=data, digest=digest, commit=commit)
+    if record.status == "FINISHED":
+        print(f"{config.name}: finished already, at step {record.step}; nothing to do")
+        if not record.published:
+            sync(store, record)
+        return 0
+    _once_per_data_set(config, data)
+    tags = {"commit": commit, "diff": diff, "submission": os.environ.get("RAY_JOB_SUBMISSION_ID", "")}
+    job = {
+        "config": config.model_dump(mode="json"),
+        "data": data,
+        "key": record.key,
+        "attempt": record.attempt,
+        "tags": tags,
+    }
+    print(_greeting(config, store, record), flush=True)
+    outcome = _fit(config, job, store)
+    _settle(store, config, record, outcome)
+    return EXIT_CODES[record.status]
+
+
+def _greeting(config: Config, store: Store, record: RunRecord) -> str:
+    return (
+        f"{config.name}: attempt {record.attempt}, {config.cluster.workers} workers, "
+        f"{config.train.steps} steps of {config.train.batch_size} pictures\n"
+        f"{config.name}: files in {store.uri}/runs/{config.name}, "
+        f"MLflow at {tracking.shown_uri(config)}"
+    )
+
+
+def _once_per_data_set(config: Config, data: str) -> None:
+    """What every run on this data shares is made once, on the cluster, before the workers start."""
+    task = ray.remote(num_cpus=1, num_gpus=1 if config.cluster.gpu else 0)(make_shared)
+    ray.get(task.remote(config.model_dump(mode="json"), data))
+
+
+def make_shared(document: dict[str, Any], data: str) -> None:
+    """A frozen encoder's embeddings, and the reader for evaluations while training."""
+    from t2i_ray.encoders import build_encoder, caption_rows
+
+    config = parse_config(document)
+    store = open_store(config.storage)
+    prepared = open_prepared(store, data)
+    if config.encoder.kind == "huggingface":
+        caption_rows(build_encoder(config.encoder, []), prepared.captions, store)
+    if config.evaluation.every:
+        evaluate.ensure_reader(store, prepared, config.data)
+
+
+# ----------------------------------------------------------------------------- Ray Train
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs on every worker."""
+    import ray.train
+    import ray.train.torch
+
+    from t2i_ray.train import Job, Worker, train
+
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+
+    def report(step: int, uri: str) -> None:
+        ray.train.report({"step": step, "checkpoint": uri})
+
+    outcome = train(Job(**job), worker, report)
+    return {
+        "status": outcome.status,
+        "step": outcome.step,
+        "reason": outcome.reason,
+        "published": outcome.published,
+    }
+
+
+def _fit(config: Config, job: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Run the workers; how it ended, as a mapping of status, step, reason, published."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    cluster = config.cluster
+    path, filesystem = ray_storage(config, store)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=cluster.gpu,
+            resources_per_worker={"CPU": cluster.threads, **({"GPU": 1} if cluster.gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"{config.name}-{job['attempt']}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            worker_runtime_env={"env_vars": worker_environment(config)},
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    ending: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            ending.update(trainer.fit().return_value)
+        except TrainingFailedError as error:
+            ending.update(status="FAILED", reason=_reason(error), published=False)
+        except Exception as error:
+            ending.update(status="FAILED", reason=f"{type(error).__name__}: {error}", published=False)
+
+    # fit() would handle Ctrl-C by ending the workers where they stand, and SIGTERM not at all; in
+    # a thread it leaves signals alone.
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    with StopOnSignal(store, config.name):
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+    return ending
+
+
+def _reason(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, failure = sorted(failures.items())[0]
+        lines = [line for line in str(failure).strip().splitlines() if line.strip()]
+        return f"worker {rank}: {lines[-1] if lines else type(failure).__name__}"
+    return " ".join(str(error).split())[:500]
+
+
+class StopOnSignal:
+    """SIGTERM and Ctrl-C ask the run to checkpoint and leave; a second one ends the driver."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print(
+            f"{self._name}: {signal.Signals(number).name}: saving a checkpoint, then leaving",
+            flush=True,
+        )
+        threading.Thread(target=request_stop, args=(self._store, self._name), daemon=True).start()
+
+
+def worker_environment(config: Config) -> dict[str, str]:
+    """Variables for every worker; no secret is among them, since job metadata shows them."""
+    threads = str(config.cluster.threads)
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri and "@" not in uri:
+        variables["MLFLOW_TRACKING_URI"] = uri
+    if config.storage.endpoint:
+        variables["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
+        variables["AWS_RESPONSE_CHECKSUM_VALIDATION"] = "when_required"
+    return variables
+
+
+def ray_storage(config: Config, store: Store) -> tuple[str, Any]:
+    """Where Ray Train keeps its own small files: path and pyarrow filesystem (None: by path)."""
+    if isinstance(store, LocalStore):
+        return f"{store.uri}/ray", None
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    filesystem = S3FileSystem(
+        endpoint_override=config.storage.endpoint,
+        region=config.storage.region,
+        connect_timeout=5,
+        request_timeout=30,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=10),
+    )
+    return f"{store.uri.removeprefix('s3://')}/ray", filesystem
+
+
+# --------------------------------------------------------------------------- how it ended
+
+
+def _settle(store: Store, config: Config, record: RunRecord, outcome: dict[str, Any]) -> None:
+    """Write down how the run ended, here and in MLflow."""
+    record.status = outcome["status"]
+    record.reason = outcome.get("reason")
+    record.step = outcome.get("step", record.step)
+    record.attempts[-1].ended = now()
+    write_run(store, record)
+    sync(store, record, config)
+    where = f"step {record.step}/{record.steps}"
+    print(
+        f"{record.name}: {record.status.lower()}, {where}"
+        + (f": {record.reason}" if record.reason else "")
+        + ("" if record.published else f"; MLflow is behind: t2i-ray sync {record.name}"),
+        flush=True,
+    )
+
+
+def sync(store: Store, record: RunRecord, config: Config | None = None) -> bool:
+    """Give MLflow whatever it lacks of a run, its model and its status; whether it has all.
+
+    The newest checkpoint's spool is sent again: what MLflow has already, it stores once.
+    """
+    from t2i_ray.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(run_store(store, record.name).within("checkpoints"), keep=1)
+    checkpoint = checkpoints.latest()
+    if checkpoint is None and config is None:
+        return True
+    config = config or parse_config(checkpoint.documents["config"])  # type: ignore[union-attr]
+    record.published = tracking.finish(config, record, store, checkpoint)
+    write_run(store, record)
+    return record.published
+
+
+def resume_name(store: Store, name: str) -> RunRecord:
+    """The record of a run that must exist. Raises UserError."""
+    record = read_run(store, name)
+    if record is None:
+        raise UserError(f"run {name!r}: there is none in {store.uri}; see 't2i-ray runs'")
+    return record

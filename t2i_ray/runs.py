@@ -1,0 +1,142 @@
+"""What a run is on storage: its identity, its attempts, and where it stands.
+
+``runs/<name>/run.json`` belongs to the driver; ``progress.json`` is rank 0's pulse; a ``stop``
+key asks rank 0 to checkpoint and leave.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from t2i_ray.config import Config, UserError, flatten, identity_hash, identity_of
+from t2i_ray.storage import MissingKey, Store
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+class Attempt(BaseModel):
+    """One go of the driver at the run, with the operational values it had."""
+
+    number: int
+    started: str
+    ended: str | None = None
+    commit: str = "unknown"
+    operational: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunRecord(BaseModel):
+    """The run as the driver knows it."""
+
+    name: str
+    hash: str
+    identity: dict[str, Any]
+    data: str
+    status: Status = "RUNNING"
+    reason: str | None = None
+    step: int = 0
+    steps: int
+    published: bool = False
+    attempts: list[Attempt] = Field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The logical id by which MLflow's run is found again."""
+        return f"{self.name}-{self.hash}"
+
+    @property
+    def attempt(self) -> int:
+        """The number of the newest attempt."""
+        return self.attempts[-1].number
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def run_store(store: Store, name: str) -> Store:
+    """The part of the storage that belongs to a run."""
+    return store.within(f"runs/{name}")
+
+
+def read_run(store: Store, name: str) -> RunRecord | None:
+    """The record of a run, or None if there is none."""
+    try:
+        return RunRecord.model_validate_json(run_store(store, name).read("run.json"))
+    except MissingKey:
+        return None
+
+
+def write_run(store: Store, record: RunRecord) -> None:
+    """Replace the record."""
+    data = record.model_dump_json(indent=1).encode()
+    run_store(store, record.name).write("run.json", data)
+
+
+def list_runs(store: Store) -> list[RunRecord]:
+    """All runs of a storage, by name."""
+    names = {key.split("/")[1] for key in store.list("runs") if key.endswith("/run.json")}
+    return [record for name in sorted(names) if (record := read_run(store, name))]
+
+
+def begin_attempt(
+    store: Store, config: Config, *, data: str, digest: str, commit: str
+) -> RunRecord:
+    """Create the run, or continue it as its next attempt; a FINISHED run is returned as it is.
+
+    Raises:
+        UserError: the name is taken by a run of another identity.
+    """
+    identity = {**identity_of(config), "data.digest": digest}
+    record = read_run(store, config.name)
+    if record is None:
+        record = RunRecord(
+            name=config.name,
+            hash=identity_hash(config, digest),
+            identity=identity,
+            data=data,
+            steps=config.train.steps,
+        )
+    elif record.hash != identity_hash(config, digest):
+        raise UserError(
+            f"name={config.name!r}: this run exists with another identity "
+            f"({_difference(record.identity, identity)}); take another name, or the old values"
+        )
+    if record.status == "FINISHED":
+        return record
+    record.status, record.reason, record.published = "RUNNING", None, False
+    fields = flatten(config)
+    record.attempts.append(
+        Attempt(
+            number=len(record.attempts) + 1,
+            started=now(),
+            commit=commit,
+            operational={key: fields[key] for key in fields if key not in identity},
+        )
+    )
+    run_store(store, config.name).delete("stop")
+    write_run(store, record)
+    return record
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys)
+
+
+def request_stop(store: Store, name: str) -> None:
+    """Ask the run's rank 0 to checkpoint at the next step boundary and leave."""
+    run_store(store, name).write("stop", now().encode())
+
+
+def read_progress(store: Store, name: str) -> dict[str, Any]:
+    """Rank 0's latest pulse: step, time, images per second; empty if there is none."""
+    try:
+        progress: dict[str, Any] = json.loads(run_store(store, name).read("progress.json"))
+    except (MissingKey, ValueError):
+        return {}
+    return progress

@@ -1,0 +1,268 @@
+"""What rank 0 does for all: logs, draws, measures, saves, listens. The other ranks stand by."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from t2i_ray import evaluate, report
+from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.config import Config
+from t2i_ray.data import Prepared
+from t2i_ray.encoders import Encoder
+from t2i_ray.gan_cls import GanCls
+from t2i_ray.generate import to_uint8
+from t2i_ray.runs import now, run_store
+from t2i_ray.storage import Store
+from t2i_ray.tracking import Spool, Tracker
+from t2i_ray.train.feed import Feed
+from t2i_ray.train.progress import Progress
+from t2i_ray.train.worker import Worker
+
+if TYPE_CHECKING:
+    from t2i_ray.train.loop import Job
+
+GRID_CAPTIONS = 8
+GRID_NOISES = 6
+STATISTICS_BATCHES = 16
+
+
+class Bystander:
+    """Every other rank: takes part in nothing but the steps."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return False
+
+    def log(self, step: int, losses: Mapping[str, float]) -> None:
+        """Take down a step's losses."""
+
+    def samples_due(self, step: int) -> bool:  # noqa: ARG002
+        """Whether a sample grid is to be drawn after this step."""
+        return False
+
+    def sample(self, step: int, gan: GanCls) -> None:
+        """Draw the sample grid."""
+
+    def evaluation_due(self, step: int) -> bool:  # noqa: ARG002
+        """Whether the measures are to be taken after this step."""
+        return False
+
+    def evaluate(self, step: int, gan: GanCls) -> None:
+        """Take the measures on the validation split."""
+
+    def save(self, step: int, gan: GanCls) -> None:
+        """Save a checkpoint."""
+
+    def close(self) -> bool:
+        """Finish; whether MLflow has everything."""
+        return True
+
+
+class Chief(Bystander):
+    """Rank 0."""
+
+    def __init__(
+        self,
+        job: Job,
+        config: Config,
+        store: Store,
+        checkpoints: Checkpoints,
+        checkpoint: Checkpoint | None,
+        prepared: Prepared,
+        encoder: Encoder,
+        feed: Feed,
+        worker: Worker,
+    ) -> None:
+        self._job = job
+        self._config = config
+        self._root = store
+        self._store = run_store(store, config.name)
+        self._checkpoints = checkpoints
+        self._prepared = prepared
+        self._encoder = encoder
+        self._feed = feed
+        self._worker = worker
+        self._scores: dict[str, float] = {}
+        self._history: dict[str, list[float]] = {}
+        self._train_seconds = 0.0
+        if checkpoint:
+            history = checkpoint.tensors.get("history", {})
+            self._history = {name: column.tolist() for name, column in history.items()}
+            self._train_seconds = checkpoint.documents["state"]["train_seconds"]
+            self._scores = checkpoint.documents["state"]["scores"]
+        spool = checkpoint.documents["spool"] if checkpoint else None
+        self._tracker = Tracker(
+            config, job.key, job.attempt, self._root, Spool.from_json(spool) if spool else Spool()
+        )
+        start = checkpoint.step if checkpoint else 0
+        if checkpoint:
+            self._tracker.commit(start)
+            print(f"{config.name}: continues from step {start}", flush=True)
+        self._progress = Progress(config.name, start, config.train.steps, config.train.batch_size)
+        self._pulse = _Pulse(self._store, start)
+        self._started = time.monotonic()
+
+    # ------------------------------------------------------------------ every step
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the driver asked for a stop."""
+        return self._pulse.stop_requested
+
+    def log(self, step: int, losses: Mapping[str, float]) -> None:
+        """Take down a step's losses, for MLflow and for the loss figure."""
+        self._tracker.log(step, losses)
+        self._history.setdefault("step", []).append(step)
+        for name, value in losses.items():
+            self._history.setdefault(name, []).append(value)
+        self._pulse.step = step
+        speed = self._progress.images_per_second(step)
+        if line := self._progress.line(step, losses):
+            print(line, flush=True)
+            self._pulse.images_per_second = speed
+            self._tracker.log(step, {"perf/images_per_second": speed})
+
+    # ----------------------------------------------------------------- now and then
+
+    def samples_due(self, step: int) -> bool:
+        """Every train.sample_every steps."""
+        every = self._config.train.sample_every
+        return every > 0 and step % every == 0
+
+    def sample(self, step: int, gan: GanCls) -> None:
+        """The grid of fixed captions by fixed noises, by the averaged generator."""
+        captions = self._grid_captions()
+        noise = self._feed.noise("grid", count=GRID_NOISES)
+        self._refresh(gan)
+        images = gan.sample(
+            noise.repeat(len(captions), 1),
+            self._feed.rows(np.repeat(captions, GRID_NOISES)),
+        )
+        png = report.sample_grid(
+            to_uint8(images), [self._prepared.captions[i] for i in captions]
+        )
+        self._artifact(step, f"samples/step_{step:08d}.png", png)
+
+    def _grid_captions(self) -> np.ndarray:
+        """The first captions of pictures spread over the validation split."""
+        ids = self._prepared.ids("val")
+        chosen = ids[np.linspace(0, len(ids) - 1, min(GRID_CAPTIONS, len(ids))).astype(int)]
+        return np.array([self._prepared.captions_of(sample)[0] for sample in chosen])
+
+    def _refresh(self, gan: GanCls) -> None:
+        """Estimate the averaged generator's BatchNorm statistics on training captions."""
+        gan.refresh_ema_statistics([self._feed.piece(i, 0) for i in range(STATISTICS_BATCHES)])
+
+    def evaluation_due(self, step: int) -> bool:
+        """Every evaluation.every steps."""
+        every = self._config.evaluation.every
+        return every > 0 and step % every == 0
+
+    def evaluate(self, step: int, gan: GanCls) -> None:
+        """Take the measures on the validation split."""
+        self._refresh(gan)
+        reader = evaluate.load_reader(self._root, self._prepared, self._config.data)
+
+        def generate(captions: np.ndarray) -> np.ndarray:
+            noise = self._feed.noise("evaluation", count=len(captions))
+            return to_uint8(gan.sample(noise, self._feed.rows(captions)))
+
+        self._scores = evaluate.measure(
+            reader, self._prepared, generate, split="val", count=self._config.evaluation.samples
+        ).metrics
+        self._tracker.log(step, self._scores)
+
+    def save(self, step: int, gan: GanCls) -> None:
+        """Save a checkpoint; when it is durable, MLflow may show what it covers."""
+        self._refresh(gan)
+        self._train_seconds += time.monotonic() - self._started
+        self._started = time.monotonic()
+        cluster = self._config.cluster
+        cores = cluster.workers * (1 if cluster.gpu else cluster.threads)
+        unit = "gpu" if cluster.gpu else "cpu"
+        self._tracker.log(step, {f"perf/{unit}_seconds": self._train_seconds * cores})
+        if step == self._config.train.steps:
+            self._artifact(step, "losses.png", report.loss_figure(self._history))
+        history = {
+            name: torch.tensor(column, dtype=torch.float64)
+            for name, column in self._history.items()
+        }
+        self._checkpoints.save(
+            step,
+            {**gan.state(), "history": history},
+            {
+                "state": {
+                    "step": step,
+                    "train_seconds": self._train_seconds,
+                    "scores": self._scores,
+                    "versions": self._job.tags,
+                },
+                "config": self._config.model_dump(mode="json"),
+                "encoder": self._encoder.describe(),
+                "spool": self._tracker.snapshot(),
+            },
+            score=self._scores.get(self._config.checkpoint.best or ""),
+            on_durable=self._tracker.commit,
+        )
+
+    def _artifact(self, step: int, key: str, data: bytes) -> None:
+        """A file of the run: kept in storage, and shown by MLflow once committed."""
+        self._store.write(key, data)
+        self._tracker.artifact(step, f"runs/{self._config.name}/{key}", key)
+
+    def close(self) -> bool:
+        """Wait for the last checkpoint, then give MLflow a minute to take what is left."""
+        self._pulse.close()
+        self._checkpoints.wait()
+        self._checkpoints.close()
+        published = self._tracker.flush(timeout=60)
+        self._tracker.close()
+        return published
+
+
+class _Pulse:
+    """A thread that looks for a stop request and says where the run stands."""
+
+    def __init__(self, store: Store, step: int) -> None:
+        self.stop_requested = False
+        self.step = step
+        self.images_per_second = 0.0
+        self._store = store
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        beats = 0
+        while not self._closing.wait(0.5):
+            try:
+                self.stop_requested = self.stop_requested or self._store.exists("stop")
+                if beats % 10 == 0:
+                    self._tell()
+            except Exception as error:  # a store that is away for a while must not end training
+                print(f"warning: storage did not answer: {error}", flush=True)
+                self._closing.wait(5)
+            beats += 1
+
+    def _tell(self) -> None:
+        progress = {
+            "step": self.step,
+            "time": now(),
+            "images_per_second": round(self.images_per_second, 1),
+        }
+        self._store.write("progress.json", json.dumps(progress).encode())
+
+    def close(self) -> None:
+        """End the thread after a last word."""
+        self._closing.set()
+        self._thread.join(timeout=10)

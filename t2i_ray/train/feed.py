@@ -1,0 +1,61 @@
+"""From the counter-based batches of numpy to the tensors of a step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from t2i_ray.config import Config
+from t2i_ray.data import Batches, Prepared, counter_rng
+from t2i_ray.gan_cls import Piece
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+
+class Feed:
+    """Micro-batches of a run as tensors: pictures, caption rows, and noise.
+
+    Every draw is a function of (seed, step, micro-batch), so any worker can make any of them.
+    """
+
+    def __init__(
+        self, config: Config, prepared: Prepared, rows: np.ndarray, device: torch.device
+    ) -> None:
+        self._batches = Batches(
+            prepared,
+            config.data,
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            micro_batches=config.train.micro_batches,
+        )
+        self._rows = rows
+        self._seed = config.seed
+        self._noise_dim = config.model.noise_dim
+        self._dtype = DTYPES[config.train.precision]
+        self._device = device
+
+    def piece(self, step: int, micro: int) -> Piece:
+        """The tensors of one micro-batch of one step."""
+        batch = self._batches.piece(step, micro)
+        return Piece(
+            images=self.pictures(batch.images),
+            right=self.rows(batch.right),
+            wrong=self.rows(batch.wrong),
+            noise=self.noise("noise", step, micro, count=len(batch.right)),
+        )
+
+    def pictures(self, images: np.ndarray) -> torch.Tensor:
+        """uint8 [b, S, S, 3] to [b, 3, S, S] in [-1, 1], channels last."""
+        tensor = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
+        return tensor.to(self._dtype).div_(127.5).sub_(1)
+
+    def rows(self, captions: np.ndarray) -> torch.Tensor:
+        """The encoder's input for caption ids: token ids, or embeddings of a frozen encoder."""
+        rows = torch.from_numpy(np.ascontiguousarray(self._rows[captions])).to(self._device)
+        return rows.to(self._dtype) if rows.is_floating_point() else rows
+
+    def noise(self, purpose: str, *counters: int, count: int) -> torch.Tensor:
+        """Standard normal noise [count, noise_dim]."""
+        rng = counter_rng(self._seed, purpose, *counters)
+        noise = rng.standard_normal((count, self._noise_dim), dtype=np.float32)
+        return torch.from_numpy(noise).to(self._device, self._dtype)

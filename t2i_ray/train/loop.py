@@ -1,0 +1,133 @@
+"""The training loop: the same code under Ray Train, under torchrun and in one process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.config import Config, parse_config
+from t2i_ray.data import Prepared, open_prepared
+from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder
+from t2i_ray.gan_cls import GanCls
+from t2i_ray.runs import Status, run_store
+from t2i_ray.storage import Store, open_store
+from t2i_ray.train.chief import Bystander, Chief
+from t2i_ray.train.feed import Feed
+from t2i_ray.train.worker import Worker
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker: plain JSON."""
+
+    config: dict[str, Any]
+    data: str
+    key: str
+    attempt: int
+    tags: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a mapping."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker's loop ended."""
+
+    status: Status
+    step: int
+    reason: str | None = None
+    published: bool = True
+
+
+def train(
+    job: Job, worker: Worker, report: Callable[[int, str], None] = lambda _step, _uri: None
+) -> Outcome:
+    """Train from the newest sound checkpoint, or from scratch, until done or asked to stop.
+
+    Args:
+        job: the run.
+        worker: this worker's place; the process group of a larger world must exist.
+        report: called on every rank with step and URI at each checkpoint.
+    """
+    config = parse_config(job.config)
+    worker.prepare_torch(config)
+    store = open_store(config.storage)
+    prepared = open_prepared(store, job.data)
+    checkpoints = Checkpoints(
+        run_store(store, config.name).within("checkpoints"),
+        keep=config.checkpoint.keep,
+        best_mode=config.checkpoint.best_mode,
+    )
+    checkpoint = _agreed_checkpoint(checkpoints, worker)
+    encoder = _encoder(config, prepared, checkpoint)
+    rows = caption_rows(encoder, prepared.captions, store)
+    feed = Feed(config, prepared, rows, worker.device)
+    gan = _gan(config, encoder, checkpoint, worker)
+    role = Chief if worker.is_chief else Bystander
+    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed, worker)
+
+    step = checkpoint.step if checkpoint else 0
+    micro_batches = config.train.micro_batches
+    status: Status = "FINISHED"
+    reason = None
+    try:
+        while step < config.train.steps:
+            pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
+            values = gan.step(pieces, step, micro_batches, worker.world)
+            step += 1
+
+            ends = step == config.train.steps
+            saves = ends or step % config.checkpoint.every == 0
+            stop = False
+            if saves or step % config.train.log_every == 0:
+                losses, stop = worker.total(values, chief.stop_requested)
+                if not all(map(math.isfinite, losses.values())):
+                    status, reason = "FAILED", f"loss is not finite at step {step}: {losses}"
+                    break
+                chief.log(step, losses)
+            if chief.samples_due(step) or ends:
+                chief.sample(step, gan)
+            if chief.evaluation_due(step):
+                chief.evaluate(step, gan)
+            if saves or stop:
+                chief.save(step, gan)
+                report(step, f"{checkpoints.store.uri}/step_{step:08d}")
+            if stop and not ends:
+                status, reason = "KILLED", f"stopped on request at step {step}"
+                break
+    finally:
+        published = chief.close()
+    return Outcome(status, step, reason, published)
+
+
+def _agreed_checkpoint(checkpoints: Checkpoints, worker: Worker) -> Checkpoint | None:
+    """The newest sound checkpoint as rank 0 sees it, loaded by every rank."""
+    newest = checkpoints.latest() if worker.is_chief else None
+    step = worker.agree(newest.step if newest else -1)
+    if step < 0 or newest:
+        return newest
+    return checkpoints.load(step)
+
+
+def _encoder(config: Config, prepared: Prepared, checkpoint: Checkpoint | None) -> Encoder:
+    if checkpoint:
+        return load_encoder(checkpoint.documents["encoder"])
+    captions = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
+    return build_encoder(config.encoder, [prepared.captions[i] for i in captions])
+
+
+def _gan(
+    config: Config, encoder: Encoder, checkpoint: Checkpoint | None, worker: Worker
+) -> GanCls:
+    gan = GanCls(config, encoder.module, encoder.dim, device=worker.device)
+    if checkpoint:
+        gan.load_state(checkpoint.tensors)
+    gan.distribute()
+    return gan
