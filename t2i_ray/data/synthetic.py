@@ -38,7 +38,11 @@ BACKGROUNDS = {
     "soil": (66, 46, 38),
     "sand": (222, 200, 158),
 }
-PETAL_COUNTS = {"few": (4, 5), "several": (6, 7, 8), "many": (9, 10, 11, 12)}
+PETAL_COUNTS = {  # group -> the exact numbers and how often; 6 is seldom, for 5 looks much like it
+    "few": ((4, 5), (0.5, 0.5)),
+    "several": ((6, 7, 8), (0.2, 0.4, 0.4)),
+    "many": ((9, 10, 11, 12), (0.25, 0.25, 0.25, 0.25)),
+}
 ATTRIBUTE_VALUES = {
     "petal_colour": list(PETAL_COLOURS),
     "petal_shape": ["round", "pointed", "narrow", "heart"],
@@ -81,7 +85,8 @@ def draw_record(seed: int, index: int, size: int) -> Record:
     values = {
         name: options[int(rng.integers(len(options)))] for name, options in ATTRIBUTE_VALUES.items()
     }
-    petals = int(rng.choice(PETAL_COUNTS[values["petal_count"]]))
+    counts, weights = PETAL_COUNTS[values["petal_count"]]
+    petals = int(rng.choice(counts, p=weights))
     image = draw_flower(values, petals, size, rng)
     rng = counter_rng(seed, "flower captions", index)
     captions, named = zip(
@@ -179,6 +184,7 @@ def _petals(
     """One ring of petals; from nine on two rings, the inner one shorter and darker."""
     inner = petals // 2 if petals >= 9 else 0
     turn = rng.uniform(0, 2 * np.pi)
+    streak = (0.9, 0.2) if shape == "heart" else (0.6, 0.22)
     plump = rng.uniform(0.9, 1.05)
     for count, length, tone in ((petals - inner, 1.0, 1.0), (inner, 0.68, 0.8)):
         if not count:
@@ -191,7 +197,7 @@ def _petals(
             _polygon(pen, outline, middle, angle, reach, _shade(colour, 0.62 * shade))
             body = outline * (0.95, 0.88)
             _polygon(pen, body, middle, angle, reach, _shade(colour, shade))
-            _polygon(pen, outline * (0.7, 0.22), middle, angle, reach, _shade(colour, 0.8 * shade))
+            _polygon(pen, outline * streak, middle, angle, reach, _shade(colour, 0.75 * shade))
         turn += np.pi / count
 
 
@@ -227,10 +233,10 @@ def _lit(pixels: np.ndarray, lighting: str, rng: np.random.Generator) -> np.ndar
 
 
 def _half_width(shape: str, count: int) -> float:
-    """Half a petal's width, of its length, so that neighbours about touch."""
-    room = 0.62 * np.tan(np.pi / count)
+    """Half a petal's width, of its length: a few petals touch, more leave gaps between them."""
+    room = (0.62 if count < 6 else 0.52) * np.tan(np.pi / count)
     if shape == "narrow":
-        return float(min(0.14, 0.5 * room))
+        return float(min(0.15, 0.5 * room))
     return float(min(0.42, room))
 
 
