@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20)
+_PAGE = 1000  # as many keys as one request may name
 _BROKEN_READS = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
@@ -105,7 +106,7 @@ class S3Store(Store):
         below = self._key(prefix.rstrip("/")) + "/" if prefix else root
         with self._errors("list", prefix) as client:
             pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=below
+                Bucket=self.bucket, Prefix=below, PaginationConfig={"PageSize": _PAGE}
             )
             return sorted(
                 entry["Key"].removeprefix(root)
@@ -127,11 +128,11 @@ class S3Store(Store):
         prefix = prefix.rstrip("/")
         names = [self._key(key) for key in [prefix, *self.list(prefix)]]
         with self._errors("delete", prefix) as client:
-            for start in range(0, len(names), 1000):  # as many as one request may name
+            for start in range(0, len(names), _PAGE):
                 answer = client.delete_objects(
                     Bucket=self.bucket,
                     Delete={
-                        "Objects": [{"Key": name} for name in names[start : start + 1000]],
+                        "Objects": [{"Key": name} for name in names[start : start + _PAGE]],
                         "Quiet": True,
                     },
                 )

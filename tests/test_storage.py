@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import S3Server
+
+from t2i_ray import config
+from t2i_ray.config import UserError
+from t2i_ray.storage import MissingKey, StorageError, Store, check_writable, open_store
+
+BIG = 70 << 20  # above the size from which S3 takes several parts
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No credentials or servers of whoever runs the tests; a cache of the test's own."""
+    from t2i_ray.storage.s3 import _client
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("T2I_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    _client.cache_clear()  # a client keeps the credentials it was made with
+    yield
+    _client.cache_clear()
+
+
+@pytest.fixture
+def s3_config(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> config.Storage:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return config.Storage(uri=f"s3://{s3.bucket}/{tmp_path.name}", endpoint=s3.endpoint)
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return open_store(config.Storage(uri=str(tmp_path / "root")))
+    return open_store(request.getfixturevalue("s3_config"))
+
+
+# ------------------------------------------------------------------------ on either kind
+
+
+def test_what_was_written_is_read(store: Store) -> None:
+    store.write("a/b", b"one")
+    assert store.read("a/b") == b"one"
+    store.write("a/b", b"")
+    assert store.read("a/b") == b""
+    assert store.exists("a/b")
+    assert not store.exists("a")
+    for absent in ("a", "a/c", "a/b/c"):
+        with pytest.raises(MissingKey, match=absent):
+            store.read(absent)
+
+
+def test_only_the_first_creates(store: Store) -> None:
+    assert store.create("run.json", b"first")
+    assert not store.create("run.json", b"second")
+    assert store.read("run.json") == b"first"
+    assert store.list() == ["run.json"]
+
+
+def test_one_of_many_creates(store: Store) -> None:
+    won: list[int] = []
+
+    def create(number: int) -> None:
+        if store.create("run.json", str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("run.json") == str(won[0]).encode()
+
+
+def test_list_and_delete_go_by_folders(store: Store) -> None:
+    keys = ["a/x", "a/y/z", "ab", "ab/c" if "s3" in store.uri else "ac/c", "b"]
+    for key in keys:
+        store.write(key, b"")
+    assert store.list() == sorted(keys)
+    assert store.list("a") == store.list("a/") == ["a/x", "a/y/z"]
+    assert store.list("b") == store.list("absent") == []
+    store.delete("a")
+    store.delete("b")
+    store.delete("absent")
+    assert store.list() == sorted(keys[2:4])
+
+
+def test_more_keys_than_one_request_may_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2i_ray.storage.s3._PAGE", 2)
+    for number in range(5):
+        store.write(f"many/{number}", b"")
+    assert len(store.list("many")) == 5
+    store.delete("many")
+    assert store.list() == []
+
+
+def test_within_sees_what_is_below(store: Store) -> None:
+    inner = store.within("runs/one")
+    inner.write("state.json", b"{}")
+    assert inner.uri == f"{store.uri}/runs/one"
+    assert inner.list() == ["state.json"]
+    assert store.list() == ["runs/one/state.json"]
+    inner.delete("state.json")
+    assert store.list() == []
+
+
+def test_a_large_file_arrives_and_is_fetched_whole(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(1 << 20) * (BIG >> 20))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    store.upload(source, "data/shard.npy")
+    path = store.fetch("data/shard.npy", digest)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    assert store.fetch("data/shard.npy", digest) == path
+    with pytest.raises(MissingKey, match="absent"):
+        store.fetch("absent", "0" * 64)
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "../a", "a/../b", "a/./b", "a//b", "a\\b", "a\0"])
+def test_malformed_keys(store: Store, key: str) -> None:
+    for call in (store.read, store.exists, lambda key: store.write(key, b"")):
+        with pytest.raises(ValueError, match="not a key"):
+            call(key)
+
+
+def test_a_writable_store_stays_as_it_was(store: Store) -> None:
+    check_writable(store)
+    assert store.list() == []
+
+
+def test_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(StorageError("no room", "ENOSPC")))
+    assert (str(error), error.code) == ("no room", "ENOSPC")
+
+
+# --------------------------------------------------------------------------------- local
+
+
+def test_a_write_cut_short_leaves_what_was_there(tmp_path: Path) -> None:
+    store = open_store(config.Storage(uri=str(tmp_path)))
+    store.write("a", b"old")
+    with pytest.raises(StorageError, match="could not write a: "):
+        store.upload(Path("/proc/self/mem"), "a")  # reading it fails after the file was opened
+    assert store.read("a") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_unfinished_files_are_no_keys(tmp_path: Path) -> None:
+    (tmp_path / f".{'0' * 32}.part").write_bytes(b"left by a killed process")
+    (tmp_path / ".hidden").write_bytes(b"")
+    assert open_store(config.Storage(uri=str(tmp_path))).list() == [".hidden"]
+
+
+def test_local_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert open_store(config.Storage(uri="~/here")).uri == str(tmp_path / "here")
+    assert open_store(config.Storage(uri="here")).uri == str(tmp_path / "here")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert open_store(config.Storage(uri="~/here")).uri == str(tmp_path / "here")
+    with pytest.raises(UserError, match=r"storage\.uri=here: .*absolute"):
+        open_store(config.Storage(uri="here"))
+
+
+def test_a_place_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"storage\.uri=.*/file: could not write") as caught:
+        check_writable(open_store(config.Storage(uri=str(tmp_path / "file"))))
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ S3
+
+
+def test_a_damaged_download_is_refused(s3_config: config.Storage, tmp_path: Path) -> None:
+    store = open_store(s3_config)
+    store.write("shard", b"content")
+    good, bad = hashlib.sha256(b"content").hexdigest(), "0" * 64
+    with pytest.raises(StorageError, match="shard is damaged"):
+        store.fetch("shard", bad)
+    assert not (tmp_path / "cache" / bad).exists()
+    assert store.fetch("shard", good).read_bytes() == b"content"
+    store.delete("shard")
+    assert store.fetch("shard", good).read_bytes() == b"content"  # from the cache
+
+
+@pytest.mark.parametrize(
+    ("uri", "endpoint", "said"),
+    [
+        ("gs://bucket/x", None, r"storage\.uri=gs://bucket/x: .*s3://"),
+        ("", None, r"storage\.uri=: .*local folder"),
+        ("s3://", None, r"storage\.uri=s3://: .*bucket"),
+        ("s3:///x", None, r"storage\.uri=s3:///x: .*bucket"),
+        ("s3://bucket/../x", None, r"storage\.uri=s3://bucket/\.\./x: "),
+        ("s3://bucket/x?endpoint=y", None, r"storage\.endpoint"),
+        ("s3://bucket/x", "127.0.0.1:9000", r"storage\.endpoint=127\.0\.0\.1:9000: .*http://"),
+    ],
+)
+def test_malformed_uris(uri: str, endpoint: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        open_store(config.Storage(uri=uri, endpoint=endpoint))
+
+
+@pytest.mark.parametrize(
+    ("uri", "endpoint"),
+    [("s3://id:sesame@bucket/x", None), ("s3://bucket/x", "http://id:sesame@127.0.0.1:9000")],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(uri: str, endpoint: str | None) -> None:
+    with pytest.raises(UserError, match="must not hold credentials") as caught:
+        open_store(config.Storage(uri=uri, endpoint=endpoint))
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("env", "bucket", "said"),
+    [
+        ({}, "no-such-bucket", "NoSuchBucket; create the bucket"),
+        ({"AWS_SECRET_ACCESS_KEY": "sesame"}, None, "mend AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "sesame"}, None, "mend AWS_ACCESS_KEY_ID"),
+        ({"AWS_SESSION_TOKEN": "sesame\n1"}, None, "stray characters"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, None, "set AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_what_s3_refuses_is_one_line_without_secrets(
+    s3: S3Server,
+    s3_config: config.Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    env: dict[str, str],
+    bucket: str | None,
+    said: str,
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    uri = f"s3://{bucket}/x" if bucket else s3_config.uri
+    store = open_store(config.Storage(uri=uri, endpoint=s3.endpoint))
+    with pytest.raises(UserError, match=said) as caught:
+        check_writable(store)
+    text = str(caught.value)
+    assert text.startswith(f"storage.uri={uri}: ")
+    assert "\n" not in text
+    for secret in ("sesame", s3.env["AWS_SECRET_ACCESS_KEY"]):
+        assert secret not in text
+        with pytest.raises(StorageError) as raised:
+            store.write("key", b"")
+        assert secret not in str(raised.value)
+        assert raised.value.__suppress_context__  # nor in a traceback
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with socket.socket() as unheard:  # bound, not listening: connections are refused
+        unheard.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        store = open_store(config.Storage(uri="s3://bucket/x", endpoint=endpoint))
+        with pytest.raises(StorageError, match="EndpointConnectionError") as caught:
+            store.read("key")
+    assert caught.value.code == "EndpointConnectionError"
