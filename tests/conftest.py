@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
+from mlflow_server import MlflowServer
 from servers import Radosgw, S3Server, missing_programs
 
 
@@ -26,6 +27,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             aws_access_key_id=server.access_key,
             aws_secret_access_key=server.secret_key,
         ).create_bucket(Bucket="t2i-ray-tests")
-        yield S3Server(server.endpoint, "t2i-ray-tests", server.env)
+        yield S3Server(server.endpoint, "t2i-ray-tests", server.env, server)
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server for the whole session; whoever stops it must start it again."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    try:
+        server.start()
+        yield server
     finally:
         server.stop()

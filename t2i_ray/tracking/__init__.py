@@ -1,0 +1,21 @@
+"""MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
+
+from t2i_ray.tracking.about import About, Dataset, describe
+from t2i_ray.tracking.model import download_model, log_model
+from t2i_ray.tracking.server import Destination, announce, find_runs, resolve, set_status
+from t2i_ray.tracking.tracker import Tracker, sync
+
+__all__ = [
+    "About",
+    "Dataset",
+    "Destination",
+    "Tracker",
+    "announce",
+    "describe",
+    "download_model",
+    "find_runs",
+    "log_model",
+    "resolve",
+    "set_status",
+    "sync",
+]

@@ -1,0 +1,134 @@
+"""Log a trained generator as an MLflow model, and register it if asked."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import t2i_ray
+from t2i_ray.config import Storage, Tracking, UserError
+from t2i_ray.tracking.about import scrub, tag
+from t2i_ray.tracking.server import (
+    Destination,
+    connect,
+    find_run,
+    locate,
+    one_line,
+    prepare_mlflow,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL_TAG = "t2i_ray.model"
+CODE = Path(__file__).with_name("pyfunc.py")
+
+
+def log_model(
+    destination: Destination, key: str, folder: Path, *, step: int, register: bool = False
+) -> str:
+    """Log the exported model in ``folder`` with the run of ``key``; returns its ``models:/`` URI.
+
+    The same step is logged, and registered, once: a second call returns the first one's URI.
+    Call it after the run's metrics are published; those of the step are then shown with it.
+
+    Args:
+        destination: where MLflow is.
+        key: the run's.
+        folder: what ``Pipeline.from_folder`` loads: safetensors and JSON.
+        step: of the checkpoint from which it was made.
+        register: make it the next version in the registry, under the run's name.
+
+    Raises:
+        LookupError: there is no run of this key.
+        Exception: what MLflow raises if it can't be reached.
+    """
+    client = connect(destination)
+    run = find_run(client, destination, key)
+    if run is None:
+        raise LookupError(f"no run {key} in MLflow's experiment {destination.experiment}")
+    logged, _, uri = run.data.tags.get(MODEL_TAG, "").partition(" ")
+    with _pointed_at(destination):
+        if logged != str(step):
+            uri = _log(run.info.run_id, folder, step)
+            client.set_tag(run.info.run_id, MODEL_TAG, tag(f"{step} {uri}"))
+        if register:
+            _register(client, run.info.run_name, uri)
+    return uri
+
+
+def download_model(uri: str, storage: Storage) -> Path:
+    """The folder that log_model was given, from ``models:/<name>/<version>`` or the like.
+
+    MLflow is looked for where MLFLOW_TRACKING_URI says, else beside a local storage.
+
+    Raises:
+        UserError: there is no such model, or it is not one of ours.
+    """
+    destination = locate(Tracking(), storage)
+    prepare_mlflow()
+    import mlflow.artifacts
+    import mlflow.models
+
+    try:
+        with _pointed_at(destination):
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        flavor = mlflow.models.Model.load(str(folder)).flavors["python_function"]
+        return folder / str(flavor["artifacts"]["generator"]["path"])
+    except Exception as error:  # whatever MLflow or the artifacts' store may raise
+        raise UserError(
+            f"model {uri}: {one_line(error)}; give models:/<name>/<version> of a model that "
+            f"t2i-ray has logged at {scrub(destination.uri)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _pointed_at(destination: Destination) -> Iterator[None]:
+    """For the calls that know only the process-wide server."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(destination.uri)
+    mlflow.set_registry_uri(destination.uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+
+
+def _log(run_id: str, folder: Path, step: int) -> str:
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "caption"), ColSpec("long", "seed", required=False)]),
+        outputs=Schema([ColSpec("string", "png")]),
+    )
+    with warnings.catch_warnings():  # MLflow would load the model to try an example
+        warnings.filterwarnings("ignore", ".*An input example was not provided")
+        info = Model.log(
+            artifact_path=None,
+            name="generator",
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            step=step,
+            python_model=str(CODE),
+            artifacts={"generator": str(folder)},
+            signature=signature,
+            # Named, so that MLflow does not load the model to guess them.
+            pip_requirements=[f"t2i-ray=={t2i_ray.__version__}"],
+        )
+    return str(info.model_uri)
+
+
+def _register(client: MlflowClient, name: str, uri: str) -> None:
+    import mlflow
+
+    versions = client.search_model_versions(f"name = '{name}'")
+    if all(version.source != uri for version in versions):
+        mlflow.register_model(uri, name)

@@ -1,0 +1,280 @@
+"""MLflow's side: where it is, one run per logical run, and that run's status.
+
+mlflow is imported only when it is first met: it takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from t2i_ray.config import Config, Storage, Tracking, UserError
+from t2i_ray.storage import open_store
+from t2i_ray.tracking.about import ATTEMPT_TAG, REASON_TAG, RUN_TAG, STEP_TAG, About, scrub, tag
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 0.5  # for two creators of one run to see each other
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where runs are shown. Its printed form holds no secret."""
+
+    uri: str = field(repr=False)
+    experiment: str
+    artifacts: str | None = None  # where an experiment made here keeps artifacts; None: as MLflow's
+
+
+def resolve(config: Config) -> Destination | None:
+    """Where a run is to be shown; None if tracking is off. Raises UserError as locate does."""
+    return locate(config.tracking, config.storage) if config.tracking.enabled else None
+
+
+def locate(tracking: Tracking, storage: Storage) -> Destination:
+    """Where MLflow is, by the config, the environment, or beside a local storage.
+
+    Credentials in MLFLOW_TRACKING_URI's http form go where MLflow never prints them: into
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of this process.
+
+    Raises:
+        UserError: no URI is given and none can be derived, or MLflow can't use it.
+    """
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    named = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
+    if tracking.uri and urlsplit(tracking.uri).password:
+        raise UserError(
+            f"tracking.uri={scrub(uri)}: a password must not stand in a config; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+        )
+    root = open_store(storage).uri
+    if not uri and "://" in root:
+        raise UserError(
+            f"tracking.uri=null: storage.uri={root} has no place for a database; give the "
+            "address of an MLflow server, or set MLFLOW_TRACKING_URI, or tracking.enabled=false"
+        )
+    uri = uri or f"sqlite:///{root}/mlflow.db"
+    kind = urlsplit(uri).scheme.partition("+")[0]
+    if kind in ("http", "https"):
+        return Destination(_without_credentials(uri), tracking.experiment)
+    if kind not in ("sqlite", "postgresql", "mysql", "mssql"):
+        raise UserError(
+            f"{named}={scrub(uri)}: give http://host:port, or a database such as "
+            "sqlite:////absolute/path/mlflow.db"
+        )
+    if "://" in root and storage.endpoint:  # MLflow writes artifacts to S3 itself
+        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", storage.endpoint)
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    return Destination(uri, tracking.experiment, f"{root}/mlartifacts")
+
+
+def _without_credentials(uri: str) -> str:
+    parts = urlsplit(uri)
+    for name, value in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
+        if value:
+            os.environ.setdefault(f"MLFLOW_TRACKING_{name}", unquote(value))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+
+
+def connect(destination: Destination) -> MlflowClient:
+    """A client that has reached the server or database. Raises whatever MLflow raises."""
+    prepare_mlflow()
+    from mlflow import MlflowClient
+
+    with _schema_lock(destination.uri):
+        client = MlflowClient(tracking_uri=destination.uri, registry_uri=destination.uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def prepare_mlflow() -> None:
+    """Import mlflow, quiet and impatient: retries are ours, so that they show as one outage.
+
+    What the user has set in the environment stays.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import mlflow  # noqa: F401 - sets up its loggers, which are then turned down
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It prints a traceback for each failure that we report in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _schema_lock(uri: str) -> Iterator[None]:
+    """MLflow's making of a database's tables is not safe in two processes at once."""
+    path = uri.partition("///")[2].partition("?")[0]
+    if not uri.startswith("sqlite:") or not path or path == ":memory:":
+        yield
+        return
+    lock = Path(f"{path}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# ------------------------------------------------------------------------------------ runs
+
+
+def find_run(client: MlflowClient, destination: Destination, key: str) -> Run | None:
+    """The run of this key, or None."""
+    experiment = client.get_experiment_by_name(destination.experiment)
+    runs = _runs_of(client, experiment.experiment_id, key) if experiment else []
+    return runs[0] if runs else None
+
+
+def _runs_of(client: MlflowClient, experiment_id: str, key: str) -> list[Run]:
+    """Oldest first; all see the same order."""
+    runs = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def ensure_run(client: MlflowClient, destination: Destination, about: About) -> Run:
+    """The run of this key, made if there is none. Of two made at once the older stays."""
+    run = find_run(client, destination, about.key)
+    if run is not None:
+        return run
+    experiment_id = _ensure_experiment(client, destination)
+    client.create_run(experiment_id, run_name=about.name, tags={RUN_TAG: about.key})
+    time.sleep(SETTLE_SECONDS)
+    first, *others = _runs_of(client, experiment_id, about.key)
+    for other in others:
+        with contextlib.suppress(Exception):  # the other creator deletes it as well
+            client.delete_run(other.info.run_id)
+    return first
+
+
+def _ensure_experiment(client: MlflowClient, destination: Destination) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(destination.experiment, destination.artifacts))
+    except MlflowException:
+        experiment = client.get_experiment_by_name(destination.experiment)
+        if experiment is None:
+            raise
+        if experiment.lifecycle_stage != "active":
+            raise RuntimeError(
+                f"tracking.experiment={destination.experiment}: it was deleted in MLflow; "
+                "restore it, or choose another"
+            ) from None
+        return str(experiment.experiment_id)
+
+
+# ------------------------------------------------------------------- what the driver calls
+
+
+def announce(destination: Destination | None, about: About, timeout: float = 3) -> str | None:
+    """Make the run, so that workers find it, and say where to look at it.
+
+    None, after a warning, if MLflow can't be reached: training need not wait for it.
+    """
+
+    def work(client: MlflowClient, where: Destination) -> str:
+        return run_url(where, ensure_run(client, where, about))
+
+    return _persist(destination, work, timeout, f"{about.name} is not shown in MLflow yet")
+
+
+def set_status(
+    destination: Destination | None,
+    key: str,
+    status: Status,
+    reason: str | None = None,
+    timeout: float = 30,
+) -> bool:
+    """Write a run's status, and why; call it after the last metric. False if it could not be."""
+
+    def work(client: MlflowClient, where: Destination) -> bool:
+        run = find_run(client, where, key)
+        if run is None:
+            raise LookupError(f"no run {key} in experiment {where.experiment}")
+        if reason:
+            client.set_tag(run.info.run_id, REASON_TAG, tag(reason))
+        elif REASON_TAG in run.data.tags:
+            client.delete_tag(run.info.run_id, REASON_TAG)
+        if status == "RUNNING":
+            client.update_run(run.info.run_id, status=status)
+        else:
+            client.set_terminated(run.info.run_id, status=status)
+        return True
+
+    return _persist(destination, work, timeout, f"status {status} of {key} not written") or False
+
+
+def find_runs(destination: Destination | None) -> list[dict[str, Any]]:
+    """All runs of the experiment: key, name, status, step, attempt, url. Raises as MLflow."""
+    if destination is None:
+        return []
+    client = connect(destination)
+    experiment = client.get_experiment_by_name(destination.experiment)
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    return [
+        {
+            "key": run.data.tags[RUN_TAG],
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "step": int(run.data.tags.get(STEP_TAG, 0)),
+            "attempt": int(run.data.tags.get(ATTEMPT_TAG, 0)),
+            "url": run_url(destination, run),
+        }
+        for run in runs
+        if RUN_TAG in run.data.tags
+    ]
+
+
+def run_url(destination: Destination, run: Run) -> str:
+    """Where to look at a run: an address, or what to start first."""
+    page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    if destination.uri.startswith("http"):
+        return destination.uri + page
+    database = scrub(destination.uri)
+    return f"http://127.0.0.1:5000{page} after: mlflow ui --backend-store-uri {database}"
+
+
+def _persist(
+    destination: Destination | None,
+    work: Callable[[MlflowClient, Destination], T],
+    timeout: float,
+    failure: str,
+) -> T | None:
+    """Do it, again if it fails, for so many seconds; then warn with the last error, and None."""
+    if destination is None:
+        return None
+    end = time.monotonic() + timeout
+    pause = 0.5
+    while True:
+        try:
+            return work(connect(destination), destination)
+        except Exception as error:  # whatever MLflow or its transport may raise
+            if time.monotonic() + pause > end:
+                log.warning("MLflow: %s: %s", failure, one_line(error))
+                return None
+        time.sleep(pause)
+        pause *= 2
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, without secrets."""
+    message = scrub(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {message[:300]}"

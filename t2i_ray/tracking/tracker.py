@@ -1,0 +1,175 @@
+"""The tracker: what a run measures goes in here, and MLflow shows what is committed of it.
+
+``log`` only appends to the spool. One daemon thread publishes what durable checkpoints cover; an
+outage makes it wait and try again, and nothing it meets reaches the training loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from t2i_ray.storage import Store
+from t2i_ray.tracking.about import About, tag
+from t2i_ray.tracking.publisher import Fenced, Publisher
+from t2i_ray.tracking.server import Destination, one_line
+from t2i_ray.tracking.spool import Spool
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 30.0  # seconds between two tries in an outage
+LONGEST_PAUSE_AT_THE_END = 2.0  # while someone waits for the last metrics
+
+
+class Tracker:
+    """One attempt of a run, on its rank 0. Its methods never wait for MLflow, save ``flush``.
+
+    A step is the number of updates done, so the checkpoint of step N covers steps 1 to N.
+
+    Args:
+        destination: where MLflow is (server.resolve); None: nothing is tracked.
+        about: the run and this attempt.
+        store: holds the artifacts' bytes.
+        snapshot: what ``snapshot`` gave for the checkpoint from which the run resumes.
+        revive: whether the run's status becomes RUNNING.
+    """
+
+    def __init__(
+        self,
+        destination: Destination | None,
+        about: About,
+        store: Store,
+        snapshot: Mapping[str, Any] | None = None,
+        revive: bool = True,
+    ):
+        self._about = about
+        self._on = destination is not None
+        self._spool = Spool.restore(snapshot["spool"]) if snapshot else Spool()
+        self._changed = threading.Condition()
+        self._closed = self._fenced = self._flushing = False
+        if destination is None:
+            return
+        self._publisher = Publisher(
+            destination, about, store, self._spool, self._changed, revive=revive
+        )
+        self._thread = threading.Thread(target=self._publish, name="mlflow", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------- what is measured
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take down values measured after ``step`` updates; costs microseconds."""
+        if self._on and values:
+            with self._changed:
+                self._spool.metrics(step, values, time.time_ns() // 1_000_000)
+
+    def artifact(self, key: str, path: str) -> None:
+        """Show the file under ``key`` in the store, as ``path`` among the run's artifacts."""
+        if self._on:
+            with self._changed:
+                self._spool.artifact(key, path)
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag, at once: tags have no history."""
+        if self._on:
+            with self._changed:
+                self._spool.tags[name] = tag(value)
+                self._changed.notify_all()
+
+    # --------------------------------------------------------------------- what is durable
+
+    def snapshot(self, step: int) -> dict[str, Any]:
+        """What is not published yet, as JSON, for the checkpoint of ``step``."""
+        if not self._on:
+            return {}
+        with self._changed:
+            return {"about": self._about.to_json(), "spool": self._spool.snapshot(step)}
+
+    def commit(self, step: int | None = None) -> None:
+        """The checkpoint of ``step`` is durable: publish what its snapshot held.
+
+        None: the run is over, publish everything. Raises KeyError if the step had no snapshot.
+        """
+        if self._on:
+            with self._changed:
+                self._spool.commit(step)
+                self._changed.notify_all()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that is committed is published; False if it is not in this time."""
+        if not self._on:
+            return True
+        with self._changed:
+            self._flushing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._fenced or self._publisher.idle(), timeout)
+            self._flushing = False
+            return not self._fenced and self._publisher.idle()
+
+    def close(self) -> None:
+        """End the thread, without a flush; what is left is in the newest snapshot."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._on:
+            self._thread.join(timeout=5)
+
+    # ------------------------------------------------------------------------- the thread
+
+    def _publish(self) -> None:
+        outage = 0.0  # when it began
+        pause = 1.0
+        while self._wait():
+            try:
+                self._publisher.round()
+            except Fenced as fenced:
+                log.warning("MLflow: %s: %s; nothing more is published", self._about.name, fenced)
+                with self._changed:
+                    self._fenced = True
+                    self._changed.notify_all()
+                return
+            except Exception as error:  # whatever MLflow, its transport or the store may raise
+                if not outage:
+                    outage = time.monotonic()
+                    log.warning("MLflow: %s; the metrics wait, the run goes on", one_line(error))
+                pause = self._rest(pause)
+            else:
+                if outage:
+                    log.warning("MLflow is back after %.0f s", time.monotonic() - outage)
+                outage, pause = 0.0, 1.0
+                with self._changed:
+                    self._changed.notify_all()
+
+    def _wait(self) -> bool:
+        """Until there is something to publish; False if the tracker is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._publisher.idle())
+            return not self._closed
+
+    def _rest(self, pause: float) -> float:
+        """Between two tries; any commit, tag or flush ends it. Returns the next pause."""
+        with self._changed:
+            longest = LONGEST_PAUSE_AT_THE_END if self._flushing else LONGEST_PAUSE
+            self._changed.wait(min(pause, longest) * random.uniform(0.5, 1.0))
+        return min(2 * pause, LONGEST_PAUSE)
+
+
+def sync(
+    destination: Destination | None, snapshot: Mapping[str, Any], store: Store, timeout: float
+) -> bool:
+    """Publish what a run left behind in its last snapshot; whether all of it is in MLflow.
+
+    Harmless while the run is at work, and any number of times.
+    """
+    if not snapshot:
+        return True
+    about = About.from_json(snapshot["about"])
+    tracker = Tracker(destination, about, store, snapshot, revive=False)
+    try:
+        return tracker.flush(timeout)
+    finally:
+        tracker.close()
