@@ -1,0 +1,16 @@
+"""Data: from a source of pictures and captions to the pieces that a step is fed."""
+
+from t2i_ray.data.batches import Batches, Piece
+from t2i_ray.data.prepare import prepare
+from t2i_ray.data.prepared import Manifest, Prepared, open_prepared
+from t2i_ray.data.rng import counter_rng
+
+__all__ = [
+    "Batches",
+    "Manifest",
+    "Piece",
+    "Prepared",
+    "counter_rng",
+    "open_prepared",
+    "prepare",
+]

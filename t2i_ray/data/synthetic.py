@@ -63,6 +63,7 @@ class SyntheticSource:
     """The flowers as a source of data; keys are zero-padded indices."""
 
     licence = "CC0-1.0"
+    fingerprint = "drawing 1"  # to be counted up whenever drawings or captions change
     attribute_values = ATTRIBUTE_VALUES
 
     def __init__(self, config: SyntheticFlowers, size: int) -> None:
@@ -229,7 +230,8 @@ def _lit(pixels: np.ndarray, lighting: str, rng: np.random.Generator) -> np.ndar
     else:
         fall = 0.88 - rng.uniform(0.24, 0.28) * (x * x + y * y)
         light = fall[..., None] * (0.96, 0.98, 1.06)
-    return np.clip(pixels * light, 0, 255).astype(np.uint8)
+    lit: np.ndarray = np.clip(pixels * light, 0, 255).astype(np.uint8)
+    return lit
 
 
 def _half_width(shape: str, count: int) -> float:

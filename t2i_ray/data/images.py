@@ -1,0 +1,59 @@
+"""From any image file to a square of RGB bytes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from t2i_ray.data.record import Rejected
+
+
+def load_square(path: Path, size: int) -> np.ndarray:
+    """Read a picture: upright, short side scaled to ``size``, centre cut. uint8 [size, size, 3].
+
+    Transparent places become white. Raises Rejected with the reason if it cannot be read, is
+    damaged, or is larger than Pillow's guard against decompression bombs allows.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as image:
+                # A JPEG is decoded at a half, quarter or eighth where that is large enough.
+                image.draft(None, (2 * size, 2 * size))
+                return square(ImageOps.exif_transpose(image), size)
+        except FileNotFoundError:
+            raise Rejected("no such file") from None
+        except UnidentifiedImageError:
+            raise Rejected("not an image that Pillow can read") from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise Rejected(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+        except Rejected:
+            raise
+        except Exception as error:  # a damaged file may raise anything
+            raise Rejected(f"damaged image: {error}") from None
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """Short side scaled to ``size`` (Lanczos), centre cut, as uint8 [size, size, 3]."""
+    fitted = ImageOps.fit(rgb(image), (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: transparency over white, 16 bits by their upper 8."""
+    if image.mode == "F":
+        raise Rejected("floating-point pixels, whose range is unknown")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise Rejected("32-bit pixels, whose range is unknown")
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        white = Image.new("RGBA", coloured.size, "white")
+        return Image.alpha_composite(white, coloured).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,199 @@
+"""From a source to the prepared form, shard by shard, on any number of tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from t2i_ray import config
+from t2i_ray.config import UserError
+from t2i_ray.data.emoji import EmojiSource
+from t2i_ray.data.folder import FolderSource
+from t2i_ray.data.prepared import Manifest, Shard, content_digest, make_table
+from t2i_ray.data.record import SPLITS, Rejected, Source
+from t2i_ray.data.synthetic import SyntheticSource
+from t2i_ray.storage import Store
+
+
+class ShardTask(NamedTuple):
+    """One shard to make: small and picklable."""
+
+    source: config.Source
+    fingerprint: str
+    load_size: int
+    start: int  # rank of its first source key
+    stop: int
+    name: str
+    store: Store
+    prefix: str
+
+
+RunTasks = Callable[[Callable[[ShardTask], int], list[ShardTask]], Iterable[int]]
+Progress = Callable[[int, int], None]
+
+
+def prepare(
+    data: config.Data,
+    store: Store,
+    *,
+    run_tasks: RunTasks | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Make the prepared form of a source unless it is there already; its prefix in the store.
+
+    Shards that an earlier, broken attempt left are kept. The result depends on the source and the
+    load size, not on tasks, their order or their number.
+
+    Args:
+        data: what to prepare.
+        store: where to.
+        run_tasks: runs a top-level function on each of a list of picklable arguments and gives
+            the results in any order; None: here, one after another.
+        progress: called with (source keys done, source keys in all) as shards are done.
+
+    Raises:
+        UserError: the source cannot be used, or too much of it was rejected.
+    """
+    source = open_source(data.source, data.load_size)
+    prefix = prefix_of(data, source)
+    if store.exists(f"{prefix}/manifest.json"):
+        return prefix
+    names = {
+        f"{number:05d}": (start, min(start + data.shard_size, len(source.keys)))
+        for number, start in enumerate(range(0, len(source.keys), data.shard_size))
+    }
+    there = set(store.list(prefix))
+    tasks = [
+        ShardTask(data.source, source.fingerprint, data.load_size, *span, name, store, prefix)
+        for name, span in names.items()
+        if f"{prefix}/shards/{name}.json" not in there
+    ]
+    done = len(source.keys) - sum(task.stop - task.start for task in tasks)
+    for count in (run_tasks or map)(make_shard, tasks):
+        done += count
+        if progress:
+            progress(done, len(source.keys))
+    _finish(data, source, store, prefix, list(names))
+    return prefix
+
+
+def prefix_of(data: config.Data, source: Source) -> str:
+    """``data/<kind>-<hash>`` of what decides the prepared form."""
+    words = [data.source.model_dump(), source.fingerprint, data.load_size, data.shard_size]
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+    return f"data/{data.source.kind}-{digest[:12]}"
+
+
+def open_source(source: config.Source, load_size: int) -> Source:
+    """The source of a config. Raises UserError if it cannot be used."""
+    match source:
+        case config.SyntheticFlowers():
+            return SyntheticSource(source, load_size)
+        case config.Emoji():
+            return EmojiSource(source, load_size)
+        case config.Folder():
+            return FolderSource(source, load_size)
+
+
+@lru_cache(maxsize=1)
+def _opened(source: config.Source, load_size: int, fingerprint: str) -> Source:
+    """The source as a task sees it: opened once per process, and the same as the driver's."""
+    opened = open_source(source, load_size)
+    if opened.fingerprint != fingerprint:
+        raise UserError(
+            f"data.source.kind={source.kind}: its files differ between machines or changed "
+            "meanwhile; put them where every node sees the same, and prepare again"
+        )
+    return opened
+
+
+def make_shard(task: ShardTask) -> int:
+    """Read, scale and write one shard, its sidecar last; the number of keys it covers."""
+    source = _opened(task.source, task.load_size, task.fingerprint)
+    keys, records, rejected = [], [], []
+    for key in source.keys[task.start : task.stop]:
+        try:
+            records.append(source.read(key))
+            keys.append(key)
+        except Rejected as reason:
+            rejected.append({"key": key, "reason": str(reason)})
+    empty = np.empty((0, task.load_size, task.load_size, 3), np.uint8)
+    pictures, table = io.BytesIO(), io.BytesIO()
+    np.save(pictures, np.stack([record.image for record in records]) if records else empty)
+    pq.write_table(make_table(keys, records, source.classes, source.attribute_values), table)
+    place = f"{task.prefix}/shards/{task.name}"
+    task.store.write(f"{place}.npy", pictures.getvalue())
+    task.store.write(f"{place}.parquet", table.getvalue())
+    shard = Shard(
+        name=task.name,
+        count=len(records),
+        images_sha256=hashlib.sha256(pictures.getvalue()).hexdigest(),
+        table_sha256=hashlib.sha256(table.getvalue()).hexdigest(),
+    )
+    task.store.write(f"{place}.json", _json({"shard": shard.model_dump(), "rejected": rejected}))
+    return task.stop - task.start
+
+
+def _finish(data: config.Data, source: Source, store: Store, prefix: str, names: list[str]) -> None:
+    """List the rejected keys, judge them, and write the manifest."""
+    sidecars = [json.loads(store.read(f"{prefix}/shards/{name}.json")) for name in names]
+    rejected = [reject for sidecar in sidecars for reject in sidecar["rejected"]]
+    lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejected)
+    store.write(f"{prefix}/rejected.jsonl", lines.encode())
+    problem = _problem(data, len(source.keys), rejected)
+    shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"]["count"]]
+    if not problem:
+        table = pa.concat_tables(
+            pq.read_table(io.BytesIO(store.read(f"{prefix}/shards/{shard.name}.parquet")))
+            for shard in shards
+        )
+        counts = Counter(table["split"].to_pylist())
+        if not counts[0]:
+            problem = "data.source: no picture is in the split train; mend the column split"
+    if problem:
+        # What was rejected is tried again next time, for the user may have mended it.
+        for name, sidecar in zip(names, sidecars, strict=True):
+            if sidecar["rejected"]:
+                store.delete(f"{prefix}/shards/{name}.json")
+        raise UserError(f"{problem}; all are listed in {store.uri}/{prefix}/rejected.jsonl")
+    manifest = Manifest(
+        kind=data.source.kind,
+        load_size=data.load_size,
+        licence=source.licence,
+        count=table.num_rows,
+        captions=len(table["captions"].combine_chunks().flatten()),
+        rejected=len(rejected),
+        splits={split: counts[rank] for rank, split in enumerate(SPLITS)},
+        classes=source.classes,
+        attribute_values=source.attribute_values,
+        shards=shards,
+        digest="",
+    )
+    manifest = manifest.model_copy(update={"digest": content_digest(manifest, table)})
+    store.write(f"{prefix}/manifest.json", _json(manifest.model_dump()))
+
+
+def _problem(data: config.Data, total: int, rejected: list[dict[str, str]]) -> str:
+    """Why these rejects are too many; empty if they are not."""
+    if not total:
+        return f"data.source.kind={data.source.kind}: it holds no picture at all; add some"
+    if len(rejected) < total and len(rejected) <= data.max_rejected * total:
+        return ""
+    first = "; ".join(f"{reject['key']}: {reject['reason']}" for reject in rejected[:3])
+    return (
+        f"data.max_rejected={data.max_rejected}: {len(rejected)} of {total} pictures cannot be "
+        f"used ({first}, ...); mend them or allow more"
+    )
+
+
+def _json(document: Any) -> bytes:
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
