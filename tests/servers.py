@@ -16,15 +16,6 @@ from pathlib import Path
 NEEDED = ("ceph-mon", "ceph-osd", "radosgw", "ceph", "monmaptool", "ceph-authtool", "setpriv")
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """Where an S3 server listens, an empty bucket in it, and the environment to reach it."""
-
-    endpoint: str
-    bucket: str
-    env: dict[str, str]
-
-
 def missing_programs() -> list[str]:
     return [name for name in NEEDED if shutil.which(name) is None]
 
@@ -33,6 +24,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where an S3 server listens, a bucket in it, and the environment to reach it."""
+
+    endpoint: str
+    bucket: str
+    env: dict[str, str]
+    server: Radosgw  # for outages: stop_gateway, start_gateway
 
 
 class Radosgw:
@@ -68,13 +69,22 @@ class Radosgw:
         self._call("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
         self._spawn("ceph-osd", "-i", "0")
         self._until(lambda: "1 up" in self._call("ceph", "osd", "stat"))
-        self._spawn("radosgw", "-n", "client.rgw.a")
-        self._until(self._answers)
+        self.start_gateway()
         self._call(
             "radosgw-admin", "-n", "client.rgw.a", "user", "create", "--uid", "test",
             "--display-name", "test", "--access-key", self.access_key,
             "--secret-key", self.secret_key,
         )  # fmt: skip
+
+    def start_gateway(self) -> None:
+        self._spawn("radosgw", "-n", "client.rgw.a")
+        self._until(self._answers)
+
+    def stop_gateway(self) -> None:
+        """Connections are refused from here on; what is stored stays."""
+        gateway = self.children.pop()
+        gateway.kill()
+        gateway.wait()
 
     def stop(self) -> None:
         for child in reversed(self.children):
