@@ -87,7 +87,7 @@ def write_caption(
         word["petal_count"] = NUMBERS[petals]
     centre = word["centre_colour"]
     if centre:
-        article = pick(["a large", "a big round", "a"])
+        article = pick(["a large", "a big", "a"])
         centre = f"{article} {centre} {pick(['centre', 'middle', 'disc'])}"
     pattern = int(rng.integers(5))
     if pattern == 0:
