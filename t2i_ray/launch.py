@@ -6,6 +6,7 @@ on a wish to stop, and writes down how the run ended.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,7 +16,8 @@ from typing import Any
 
 import ray
 
-from t2i_ray import evaluate, tracking
+from t2i_ray import tracking
+from t2i_ray.checkpoint import Checkpoints
 from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.data import open_prepared, prepare
 from t2i_ray.runs import (
@@ -23,13 +25,19 @@ from t2i_ray.runs import (
     Status,
     begin_attempt,
     now,
-    read_run,
     request_stop,
     run_store,
     write_run,
 )
 from t2i_ray.storage import LocalStore, Store, check_writable, open_store
 
+# Ray's own defaults, made quieter and quicker; what the user has set stays.
+RAY_SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show each progress line twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
 EXIT_CODES: dict[Status, int] = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
 
 
@@ -41,23 +49,21 @@ def connect(config: Config) -> None:
     """
     cluster = config.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
-            ray.init(
-                address=address,
-                include_dashboard=None if address else False,
-                configure_logging=True,
-                log_to_driver=True,
-                logging_level="warning",
-            )
+            # The dashboard listens on loopback; without it Ray Train can't clean up after itself.
+            ray.init(address=address, logging_level="error")
         except ConnectionError as error:
             raise UserError(
                 f"cluster.address={address}: no Ray cluster answers there ({error}); start one "
                 "with 'ray start --head', or leave the address out"
             ) from None
     have, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
-    kind, need = ("GPU", cluster.workers) if cluster.gpu else ("CPU", cluster.workers * cluster.threads)
+    kind, need = (
+        ("GPU", cluster.workers) if cluster.gpu else ("CPU", cluster.workers * cluster.threads)
+    )
     if have.get(kind, 0) < need:
         problem = (
             f"cluster.workers={cluster.workers} need {need} {kind}s and the cluster has "
@@ -91,38 +97,47 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
     """
     store = open_store(config.storage)
     check_writable(store)
-    tracking.check(config)
+    destination = tracking.resolve(config)
     connect(config)
-    data = prepare(config.data, store, run_tasks=ray_tasks, progress=print)
-    digest = open_prepared(store, data).digest
-    record = begin_attempt(store, config, data=data, digest=digest, commit=commit)
+    data = prepare(config.data, store, run_tasks=ray_tasks, progress=_tell_prepared)
+    prepared = open_prepared(store, data)
+    record = begin_attempt(store, config, data=data, digest=prepared.digest, commit=commit)
     if record.status == "FINISHED":
         print(f"{config.name}: finished already, at step {record.step}; nothing to do")
         if not record.published:
-            sync(store, record)
+            sync(store, record, config)
         return 0
     _once_per_data_set(config, data)
-    tags = {"commit": commit, "diff": diff, "submission": os.environ.get("RAY_JOB_SUBMISSION_ID", "")}
-    job = {
+    job = os.environ.get("RAY_JOB_SUBMISSION_ID")
+    about = tracking.describe(
+        config,
+        key=record.key,
+        attempt=record.attempt,
+        dataset=tracking.Dataset(prepared.manifest.kind, prepared.digest, f"{store.uri}/{data}"),
+        git_commit=commit,
+        git_diff=diff,
+        tags={"t2i_ray.storage": store.uri, **({"t2i_ray.submission": job} if job else {})},
+    )
+    cluster, steps = config.cluster, config.train.steps
+    print(
+        f"{config.name}: attempt {record.attempt}, {cluster.workers} workers, {steps} steps of "
+        f"{config.train.batch_size} pictures\n"
+        f"{config.name}: files in {store.uri}/runs/{config.name}\n"
+        f"{config.name}: MLflow at {tracking.announce(destination, about)}",
+        flush=True,
+    )
+    job_document = {
         "config": config.model_dump(mode="json"),
         "data": data,
-        "key": record.key,
-        "attempt": record.attempt,
-        "tags": tags,
+        "about": about.to_json(),
     }
-    print(_greeting(config, store, record), flush=True)
-    outcome = _fit(config, job, store)
+    outcome = _fit(config, record.attempt, job_document, store)
     _settle(store, config, record, outcome)
     return EXIT_CODES[record.status]
 
 
-def _greeting(config: Config, store: Store, record: RunRecord) -> str:
-    return (
-        f"{config.name}: attempt {record.attempt}, {config.cluster.workers} workers, "
-        f"{config.train.steps} steps of {config.train.batch_size} pictures\n"
-        f"{config.name}: files in {store.uri}/runs/{config.name}, "
-        f"MLflow at {tracking.shown_uri(config)}"
-    )
+def _tell_prepared(done: int, total: int) -> None:
+    print(f"prepared {done} of {total} pictures", flush=True)
 
 
 def _once_per_data_set(config: Config, data: str) -> None:
@@ -133,14 +148,16 @@ def _once_per_data_set(config: Config, data: str) -> None:
 
 def make_shared(document: dict[str, Any], data: str) -> None:
     """A frozen encoder's embeddings, and the reader for evaluations while training."""
-    from t2i_ray.encoders import build_encoder, caption_rows
-
     config = parse_config(document)
     store = open_store(config.storage)
     prepared = open_prepared(store, data)
     if config.encoder.kind == "huggingface":
+        from t2i_ray.encoders import build_encoder, caption_rows
+
         caption_rows(build_encoder(config.encoder, []), prepared.captions, store)
     if config.evaluation.every:
+        from t2i_ray import evaluate
+
         evaluate.ensure_reader(store, prepared, config.data)
 
 
@@ -154,6 +171,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
     from t2i_ray.train import Job, Worker, train
 
+    logging.getLogger().setLevel(logging.WARNING)  # Ray tells every report
     context = ray.train.get_context()
     worker = Worker(
         rank=context.get_world_rank(),
@@ -173,7 +191,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fit(config: Config, job: dict[str, Any], store: Store) -> dict[str, Any]:
+def _fit(config: Config, attempt: int, job: dict[str, Any], store: Store) -> dict[str, Any]:
     """Run the workers; how it ended, as a mapping of status, step, reason, published."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -191,7 +209,7 @@ def _fit(config: Config, job: dict[str, Any], store: Store) -> dict[str, Any]:
         ),
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         run_config=RunConfig(
-            name=f"{config.name}-{job['attempt']}",
+            name=f"{config.name}-{attempt}",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
@@ -207,7 +225,9 @@ def _fit(config: Config, job: dict[str, Any], store: Store) -> dict[str, Any]:
         except TrainingFailedError as error:
             ending.update(status="FAILED", reason=_reason(error), published=False)
         except Exception as error:
-            ending.update(status="FAILED", reason=f"{type(error).__name__}: {error}", published=False)
+            ending.update(
+                status="FAILED", reason=f"{type(error).__name__}: {error}", published=False
+            )
 
     # fit() would handle Ctrl-C by ending the workers where they stand, and SIGTERM not at all; in
     # a thread it leaves signals alone.
@@ -295,12 +315,11 @@ def _settle(store: Store, config: Config, record: RunRecord, outcome: dict[str, 
     record.step = outcome.get("step", record.step)
     record.attempts[-1].ended = now()
     write_run(store, record)
-    sync(store, record, config)
-    where = f"step {record.step}/{record.steps}"
+    complete = sync(store, record, config)
     print(
-        f"{record.name}: {record.status.lower()}, {where}"
+        f"{record.name}: {record.status.lower()} at step {record.step}/{record.steps}"
         + (f": {record.reason}" if record.reason else "")
-        + ("" if record.published else f"; MLflow is behind: t2i-ray sync {record.name}"),
+        + ("" if complete else f"\n{record.name}: MLflow is behind: t2i-ray sync {record.name}"),
         flush=True,
     )
 
@@ -308,23 +327,20 @@ def _settle(store: Store, config: Config, record: RunRecord, outcome: dict[str, 
 def sync(store: Store, record: RunRecord, config: Config | None = None) -> bool:
     """Give MLflow whatever it lacks of a run, its model and its status; whether it has all.
 
-    The newest checkpoint's spool is sent again: what MLflow has already, it stores once.
+    What the newest checkpoint held back is sent again: what MLflow has already, it stores once.
     """
-    from t2i_ray.checkpoint import Checkpoints
-
-    checkpoints = Checkpoints(run_store(store, record.name).within("checkpoints"), keep=1)
-    checkpoint = checkpoints.latest()
-    if checkpoint is None and config is None:
-        return True
-    config = config or parse_config(checkpoint.documents["config"])  # type: ignore[union-attr]
-    record.published = tracking.finish(config, record, store, checkpoint)
+    folder = run_store(store, record.name).within("checkpoints")
+    checkpoint = Checkpoints(folder, keep=1).latest()
+    if config is None:
+        if checkpoint is None:
+            return True
+        config = parse_config(checkpoint.documents["config"])
+    destination = tracking.resolve(config)
+    complete = True
+    if checkpoint is not None:
+        complete = tracking.sync(destination, checkpoint.documents["tracking"], store, timeout=60)
+    if complete:
+        complete = tracking.set_status(destination, record.key, record.status, record.reason)
+    record.published = complete
     write_run(store, record)
-    return record.published
-
-
-def resume_name(store: Store, name: str) -> RunRecord:
-    """The record of a run that must exist. Raises UserError."""
-    record = read_run(store, name)
-    if record is None:
-        raise UserError(f"run {name!r}: there is none in {store.uri}; see 't2i-ray runs'")
-    return record
+    return complete

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from t2i_ray import evaluate, report
+from t2i_ray import report
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config
 from t2i_ray.data import Prepared
@@ -20,7 +20,7 @@ from t2i_ray.gan_cls import GanCls
 from t2i_ray.generate import to_uint8
 from t2i_ray.runs import now, run_store
 from t2i_ray.storage import Store
-from t2i_ray.tracking import Spool, Tracker
+from t2i_ray.tracking import About, Tracker, resolve
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.progress import Progress
 from t2i_ray.train.worker import Worker
@@ -63,6 +63,9 @@ class Bystander:
     def save(self, step: int, gan: GanCls) -> None:
         """Save a checkpoint."""
 
+    def give_up(self) -> None:
+        """The run has failed for good: MLflow may show also what no checkpoint covers."""
+
     def close(self) -> bool:
         """Finish; whether MLflow has everything."""
         return True
@@ -100,13 +103,14 @@ class Chief(Bystander):
             self._history = {name: column.tolist() for name, column in history.items()}
             self._train_seconds = checkpoint.documents["state"]["train_seconds"]
             self._scores = checkpoint.documents["state"]["scores"]
-        spool = checkpoint.documents["spool"] if checkpoint else None
         self._tracker = Tracker(
-            config, job.key, job.attempt, self._root, Spool.from_json(spool) if spool else Spool()
+            resolve(config),
+            About.from_json(job.about),
+            store,
+            checkpoint.documents["tracking"] if checkpoint else None,
         )
         start = checkpoint.step if checkpoint else 0
         if checkpoint:
-            self._tracker.commit(start)
             print(f"{config.name}: continues from step {start}", flush=True)
         self._progress = Progress(config.name, start, config.train.steps, config.train.batch_size)
         self._pulse = _Pulse(self._store, start)
@@ -148,10 +152,8 @@ class Chief(Bystander):
             noise.repeat(len(captions), 1),
             self._feed.rows(np.repeat(captions, GRID_NOISES)),
         )
-        png = report.sample_grid(
-            to_uint8(images), [self._prepared.captions[i] for i in captions]
-        )
-        self._artifact(step, f"samples/step_{step:08d}.png", png)
+        png = report.sample_grid(to_uint8(images), [self._prepared.captions[i] for i in captions])
+        self._artifact(f"samples/step_{step:08d}.png", png)
 
     def _grid_captions(self) -> np.ndarray:
         """The first captions of pictures spread over the validation split."""
@@ -170,6 +172,8 @@ class Chief(Bystander):
 
     def evaluate(self, step: int, gan: GanCls) -> None:
         """Take the measures on the validation split."""
+        from t2i_ray import evaluate
+
         self._refresh(gan)
         reader = evaluate.load_reader(self._root, self._prepared, self._config.data)
 
@@ -192,7 +196,7 @@ class Chief(Bystander):
         unit = "gpu" if cluster.gpu else "cpu"
         self._tracker.log(step, {f"perf/{unit}_seconds": self._train_seconds * cores})
         if step == self._config.train.steps:
-            self._artifact(step, "losses.png", report.loss_figure(self._history))
+            self._artifact("losses.png", report.loss_figure(self._history))
         history = {
             name: torch.tensor(column, dtype=torch.float64)
             for name, column in self._history.items()
@@ -205,20 +209,25 @@ class Chief(Bystander):
                     "step": step,
                     "train_seconds": self._train_seconds,
                     "scores": self._scores,
-                    "versions": self._job.tags,
+                    "about": self._job.about["tags"],
                 },
                 "config": self._config.model_dump(mode="json"),
                 "encoder": self._encoder.describe(),
-                "spool": self._tracker.snapshot(),
+                "tracking": self._tracker.snapshot(step),
             },
             score=self._scores.get(self._config.checkpoint.best or ""),
             on_durable=self._tracker.commit,
         )
 
-    def _artifact(self, step: int, key: str, data: bytes) -> None:
+    def _artifact(self, key: str, data: bytes) -> None:
         """A file of the run: kept in storage, and shown by MLflow once committed."""
         self._store.write(key, data)
-        self._tracker.artifact(step, f"runs/{self._config.name}/{key}", key)
+        self._tracker.artifact(f"runs/{self._config.name}/{key}", key)
+
+    def give_up(self) -> None:
+        """The run has failed for good: MLflow may show also what no checkpoint covers."""
+        self._checkpoints.wait()
+        self._tracker.commit()
 
     def close(self) -> bool:
         """Wait for the last checkpoint, then give MLflow a minute to take what is left."""

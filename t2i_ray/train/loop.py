@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config, parse_config
@@ -15,7 +16,7 @@ from t2i_ray.data import Prepared, open_prepared
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.runs import Status, run_store
-from t2i_ray.storage import Store, open_store
+from t2i_ray.storage import open_store
 from t2i_ray.train.chief import Bystander, Chief
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.worker import Worker
@@ -26,14 +27,8 @@ class Job:
     """What the driver hands to every worker: plain JSON."""
 
     config: dict[str, Any]
-    data: str
-    key: str
-    attempt: int
-    tags: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """As a mapping."""
-        return asdict(self)
+    data: str  # prefix of the prepared data
+    about: dict[str, Any]  # what MLflow is told of this attempt
 
 
 @dataclass(frozen=True)
@@ -60,10 +55,9 @@ def train(
     worker.prepare_torch(config)
     store = open_store(config.storage)
     prepared = open_prepared(store, job.data)
+    folder = run_store(store, config.name).within("checkpoints")
     checkpoints = Checkpoints(
-        run_store(store, config.name).within("checkpoints"),
-        keep=config.checkpoint.keep,
-        best_mode=config.checkpoint.best_mode,
+        folder, keep=config.checkpoint.keep, best_mode=config.checkpoint.best_mode
     )
     checkpoint = _agreed_checkpoint(checkpoints, worker)
     encoder = _encoder(config, prepared, checkpoint)
@@ -89,7 +83,8 @@ def train(
             if saves or step % config.train.log_every == 0:
                 losses, stop = worker.total(values, chief.stop_requested)
                 if not all(map(math.isfinite, losses.values())):
-                    status, reason = "FAILED", f"loss is not finite at step {step}: {losses}"
+                    status, reason = "FAILED", f"a loss is not finite at step {step}: {losses}"
+                    chief.give_up()
                     break
                 chief.log(step, losses)
             if chief.samples_due(step) or ends:
@@ -98,7 +93,7 @@ def train(
                 chief.evaluate(step, gan)
             if saves or stop:
                 chief.save(step, gan)
-                report(step, f"{checkpoints.store.uri}/step_{step:08d}")
+                report(step, f"{folder.uri}/step_{step:08d}")
             if stop and not ends:
                 status, reason = "KILLED", f"stopped on request at step {step}"
                 break
@@ -120,14 +115,14 @@ def _encoder(config: Config, prepared: Prepared, checkpoint: Checkpoint | None) 
     if checkpoint:
         return load_encoder(checkpoint.documents["encoder"])
     captions = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
-    return build_encoder(config.encoder, [prepared.captions[i] for i in captions])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # the first weights are the same on every rank
+        return build_encoder(config.encoder, [prepared.captions[i] for i in captions])
 
 
-def _gan(
-    config: Config, encoder: Encoder, checkpoint: Checkpoint | None, worker: Worker
-) -> GanCls:
+def _gan(config: Config, encoder: Encoder, checkpoint: Checkpoint | None, worker: Worker) -> GanCls:
     gan = GanCls(config, encoder.module, encoder.dim, device=worker.device)
     if checkpoint:
-        gan.load_state(checkpoint.tensors)
+        gan.load_state({k: v for k, v in checkpoint.tensors.items() if k != "history"})
     gan.distribute()
     return gan

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from t2i_ray.config import Config
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -18,7 +20,7 @@ class Worker:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @property
     def is_chief(self) -> bool:
