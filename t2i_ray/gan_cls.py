@@ -1,0 +1,382 @@
+"""GAN-CLS: Algorithm 1 of Reed et al., "Generative Adversarial Text to Image Synthesis", 2016.
+
+Pure torch: no files, no Ray. A step is given the pieces (micro-batches) of one batch that this
+worker has to do, and makes one update of the discriminator (with the text encoder, if that is
+trained) and one of the generator, from the whole batch's gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam
+
+from t2i_ray.config import Config, Optim
+from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
+
+State = dict[str, dict[str, Tensor]]
+
+
+class Piece(NamedTuple):
+    """One micro-batch of b pictures with their captions."""
+
+    images: Tensor  # [b, 3, S, S] in [-1, 1]
+    right: Tensor  # [b, ...] encoder rows of a caption of the picture
+    wrong: Tensor  # [b, ...] encoder rows of a caption of another picture
+    noise: Tensor  # [b, z]
+
+
+class Scores(NamedTuple):
+    """The discriminator's logits for the three pairs of Algorithm 1."""
+
+    real: Tensor  # [b] real picture, right caption
+    wrong: Tensor  # [b] real picture, wrong caption
+    fake: Tensor  # [b] generated picture, right caption
+
+
+class Reducer(nn.Module):
+    """What DistributedDataParallel wraps: it owns networks, and its forward hands back the loss.
+
+    DDP averages gradients over the workers in the backward that follows its own forward. Calling
+    it on the loss, right before that backward, puts the averaging exactly where it is due,
+    however many graphs of the same network are alive at that moment.
+    """
+
+    def __init__(self, *networks: nn.Module):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, loss: Tensor) -> Tensor:
+        """The loss itself."""
+        return loss
+
+
+class GanCls:
+    """Both networks, the encoder, their averages (EMA) and optimisers.
+
+    Args:
+        config: the run; `model`, `optim`, `train` and `seed` are read.
+        encoder: encoder rows [b, ...] -> codes [b, text_in]; trained with the discriminator
+            wherever its parameters require gradients. Its initial weights must be the same on
+            all workers.
+        text_in: width of a code.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, config: Config, encoder: nn.Module, text_in: int, device: str | torch.device = "cpu"
+    ):
+        model, self.optim, self.train = config.model, config.optim, config.train
+        self.decay = model.ema
+        self.device = torch.device(device)
+        self.dtype = torch.float64 if self.train.precision == "float64" else torch.float32
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            generator = Generator(model.noise_dim, text_in, model.text_dim, model.g_channels)
+            discriminator = Discriminator(text_in, model.text_dim, model.d_channels)
+        self.generator = generator.to(self.device, self.dtype)
+        self.discriminator = discriminator.to(self.device, self.dtype)
+        self.encoder = encoder.to(self.device, self.dtype)
+        self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.encoder_ema = copy.deepcopy(self.encoder).requires_grad_(False).eval()
+        reserve_statistics(self.generator_ema)
+
+        betas = (self.optim.beta1, self.optim.beta2)
+        of_g = list(self.generator.parameters())
+        of_d = list(self.discriminator.parameters())
+        of_encoder = [p for p in self.encoder.parameters() if p.requires_grad]
+        self.critic_parameters = of_d + of_encoder
+        group_g = {"params": of_g, "base_lr": self.optim.lr_g}
+        group_d = {"params": of_d, "base_lr": self.optim.lr_d}
+        group_encoder = {"params": of_encoder, "base_lr": self.optim.lr_encoder}
+        self.optimizer_g = Adam([group_g], betas=betas, fused=True)
+        self.optimizer_d = Adam([group_d, group_encoder], betas=betas, fused=True)
+        self.reduce_g: nn.Module = Reducer(self.generator)
+        self.reduce_d: nn.Module = Reducer(self.discriminator, self.encoder)
+        if self.train.compile:
+            for part in (self.generator, self.discriminator.trunk, self.discriminator.head):
+                part.compile()
+
+    def distribute(self) -> None:
+        """Average gradients over the workers of the default process group, if there is one."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.reduce_g = DistributedDataParallel(self.reduce_g, gradient_as_bucket_view=True)
+            self.reduce_d = DistributedDataParallel(self.reduce_d, gradient_as_bucket_view=True)
+
+    # ---------------------------------------------------------------------------- the step
+
+    def step(
+        self, pieces: Sequence[Piece], step: int, micro_batches: int, world: int
+    ) -> dict[str, Tensor]:
+        """One update of both networks from one batch.
+
+        Args:
+            pieces: the pieces of the batch that this worker computes, at least one.
+            step: number of updates made before, which sets the learning rate.
+            micro_batches: pieces of the whole batch, those of all workers together.
+            world: number of workers.
+
+        Returns:
+            Losses and shares of right answers, 0-dim and detached, scaled so that their sum
+            over the workers is the mean over the batch.
+        """
+        factor = schedule(self.optim, step, self.train.steps)
+        for optimizer in (self.optimizer_d, self.optimizer_g):
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            optimizer.zero_grad()
+        update = self._simultaneous if self.train.update == "simultaneous" else self._alternating
+        # DDP averages over workers, whose shares may differ: world / micro_batches for each piece
+        # makes that average the mean over all pieces.
+        outcomes = update([self._place(piece) for piece in pieces], world / micro_batches)
+        self._average(step)
+        return {
+            name: torch.stack([outcome[name] for outcome in outcomes]).sum() / micro_batches
+            for name in outcomes[0]
+        }
+
+    def _alternating(self, pieces: Sequence[Piece], scale: float) -> list[dict[str, Tensor]]:
+        """Update D, then G against the new D: the habit of most code."""
+        outcomes, fakes, codes = [], [], []
+        for last, piece in _mark_last(pieces):
+            right, wrong = self._encode(piece)
+            codes.append(right.detach())
+            with torch.set_grad_enabled(not self.train.recompute_fakes):
+                fakes.append(self._draw(piece.noise, codes[-1]))
+            scores = self._score(piece.images, fakes[-1].detach(), right, wrong)
+            loss, outcome = discriminator_loss(scores)
+            self._backward(self.reduce_d, loss * scale, self.critic_parameters, last)
+            outcomes.append(outcome)
+        self.optimizer_d.step()
+
+        self.discriminator.requires_grad_(False)  # so that no gradient of D is computed
+        for i, (last, piece) in enumerate(_mark_last(pieces)):
+            fake, fakes[i] = fakes[i], fakes[i].detach()  # its graph is freed as we go
+            if self.train.recompute_fakes:
+                fake = self._draw(piece.noise, codes[i])
+            with self._autocast():
+                score = self.discriminator.score(self.discriminator.features(fake), codes[i])
+            loss = generator_loss(score)
+            self._backward(self.reduce_g, loss * scale, list(self.generator.parameters()), last)
+            outcomes[i]["g_loss"] = loss.detach()
+        self.discriminator.requires_grad_(True)
+        self.optimizer_g.step()
+        return outcomes
+
+    def _simultaneous(self, pieces: Sequence[Piece], scale: float) -> list[dict[str, Tensor]]:
+        """Update D and G from the same scores, as Algorithm 1 is written."""
+        outcomes = []
+        for last, piece in _mark_last(pieces):
+            right, wrong = self._encode(piece)
+            fake = self._draw(piece.noise, right.detach())
+            scores = self._score(piece.images, fake, right, wrong)
+            loss_d, outcome = discriminator_loss(scores)
+            loss_g = generator_loss(scores.fake)
+            self._backward(self.reduce_d, loss_d * scale, self.critic_parameters, last, keep=True)
+            self._backward(self.reduce_g, loss_g * scale, list(self.generator.parameters()), last)
+            outcomes.append({**outcome, "g_loss": loss_g.detach()})
+        self.optimizer_d.step()
+        self.optimizer_g.step()
+        return outcomes
+
+    def _encode(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Codes [b, text_in] of the right and of the wrong captions, in one call."""
+        with self._autocast():
+            right, wrong = self.encoder(torch.cat([piece.right, piece.wrong])).chunk(2)
+        return right, wrong
+
+    def _draw(self, noise: Tensor, code: Tensor) -> Tensor:
+        """Pictures [b, 3, S, S]."""
+        with self._autocast():
+            fakes: Tensor = self.generator(noise, code)
+        return fakes
+
+    def _score(self, images: Tensor, fakes: Tensor, right: Tensor, wrong: Tensor) -> Scores:
+        """Scores of the three pairs; the trunk sees each picture once."""
+        with self._autocast():
+            real = self.discriminator.features(images)
+            return Scores(
+                self.discriminator.score(real, right),
+                self.discriminator.score(real, wrong),
+                self.discriminator.score(self.discriminator.features(fakes), right),
+            )
+
+    def _backward(
+        self,
+        reduce: nn.Module,
+        loss: Tensor,
+        parameters: Sequence[Tensor],
+        last: bool,
+        keep: bool = False,
+    ) -> None:
+        """Add the loss's gradient to these parameters; on the last piece, average over workers.
+
+        The pieces before do not go through DDP at all: even under no_sync its forward may talk
+        to the other workers, and those have another number of pieces.
+        """
+        if last:
+            loss = reduce(loss)
+        loss.backward(inputs=parameters, retain_graph=keep)
+
+    def _average(self, step: int) -> None:
+        """EMA of generator and encoder; its first steps are shorter, to forget the start."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        pairs = [(self.generator_ema, self.generator), (self.encoder_ema, self.encoder)]
+        ema = [p.detach() for average, _ in pairs for p in average.parameters()]
+        now = [p.detach() for _, network in pairs for p in network.parameters()]
+        torch._foreach_lerp_(ema, now, 1 - decay)
+
+    def _place(self, piece: Piece) -> Piece:
+        """The piece on our device; floating-point rows and pictures in our arithmetic."""
+        images, *others = (
+            x.to(self.device, self.dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+            for x in piece
+        )
+        return Piece(images.contiguous(memory_format=torch.channels_last), *others)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.train.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    # ---------------------------------------------------------------------- using the result
+
+    @torch.no_grad()
+    def refresh_ema_statistics(self, pieces: Iterable[Piece]) -> None:
+        """Fix the averaged generator's BatchNorm statistics from these pieces' noise and captions.
+
+        Call it before `sample` and before `state`: averaged weights have statistics of their own.
+        """
+        placed = (self._place(piece) for piece in pieces)
+        batches = [(piece.noise, self.encoder_ema(piece.right)) for piece in placed]
+        estimate_statistics(self.generator_ema, batches)
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, rows: Tensor) -> Tensor:
+        """Noise [n, z], encoder rows [n, ...] -> pictures [n, 3, S, S] in [-1, 1], by the EMA."""
+        if rows.is_floating_point():
+            rows = rows.to(dtype=self.dtype)
+        codes = self.encoder_ema(rows.to(self.device))
+        images: Tensor = self.generator_ema(noise.to(self.device, self.dtype), codes)
+        return images
+
+    # --------------------------------------------------------------------------------- state
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "encoder": self.encoder,
+            "generator_ema": self.generator_ema,
+            "encoder_ema": self.encoder_ema,
+        }
+
+    def _optimizers(self) -> dict[str, tuple[Adam, dict[str, nn.Parameter]]]:
+        """Each optimiser with the names of its parameters."""
+        return {
+            "optimizer_g": (self.optimizer_g, dict(self.generator.named_parameters())),
+            "optimizer_d": (
+                self.optimizer_d,
+                {
+                    f"{prefix}.{name}": parameter
+                    for prefix in ("discriminator", "encoder")
+                    for name, parameter in self._networks()[prefix].named_parameters()
+                },
+            ),
+        }
+
+    def state(self) -> State:
+        """All tensors needed to go on bit for bit: part -> name -> a copy in main memory.
+
+        Parts are the networks' state dicts, and for the optimisers "exp_avg.<parameter>" and the
+        like.
+        """
+        parts = {name: dict(network.state_dict()) for name, network in self._networks().items()}
+        for part, (optimizer, parameters) in self._optimizers().items():
+            parts[part] = {
+                f"{kind}.{name}": value
+                for name, parameter in parameters.items()
+                for kind, value in optimizer.state.get(parameter, {}).items()
+            }
+        return {
+            part: {
+                name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in tensors.items()
+            }
+            for part, tensors in parts.items()
+        }
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over the parts given, e.g. all of `state`, or only the averaged networks.
+
+        Raises:
+            KeyError, RuntimeError: a part or tensor is unknown, missing or of another shape.
+        """
+        networks, optimizers = self._networks(), self._optimizers()
+        for part, tensors in state.items():
+            if part in networks:
+                networks[part].load_state_dict(tensors)
+                continue
+            optimizer, parameters = optimizers[part]
+            optimizer.state.clear()
+            for key, value in tensors.items():
+                kind, name = key.split(".", 1)
+                parameter = parameters[name]
+                # The fused kernel wants moments laid out as the parameter is.
+                room = parameter.detach() if value.dim() else value.to(self.device)
+                optimizer.state[parameter][kind] = torch.empty_like(room).copy_(value)
+
+
+# ------------------------------------------------------------------------- losses, schedule
+
+
+def discriminator_loss(scores: Scores) -> tuple[Tensor, dict[str, Tensor]]:
+    """Maximise the likelihood of "real and matching" for real + right, its contrary for the rest.
+
+    -log D(real, right) - 1/2 log(1 - D(real, wrong)) - 1/2 log(1 - D(fake, right)), with D the
+    logistic function of the score (Algorithm 1, line 9); and the terms and shares to log.
+    """
+    real, wrong, fake = (_at_least_float32(score) for score in scores)
+    terms = {
+        "d_real": softplus(-real).mean(),
+        "d_wrong": softplus(wrong).mean(),
+        "d_fake": softplus(fake).mean(),
+    }
+    loss = terms["d_real"] + terms["d_wrong"] / 2 + terms["d_fake"] / 2
+    right_sign = {
+        "d_acc_real": (real > 0).to(loss.dtype).mean(),
+        "d_acc_wrong": (wrong < 0).to(loss.dtype).mean(),
+        "d_acc_fake": (fake < 0).to(loss.dtype).mean(),
+    }
+    logged = {"d_loss": loss, **terms, **right_sign}
+    return loss, {name: value.detach() for name, value in logged.items()}
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Maximise the likelihood that D takes the fake for real and matching: -log D(fake, right)."""
+    return softplus(-_at_least_float32(fake)).mean()
+
+
+def schedule(optim: Optim, step: int, steps: int) -> float:
+    """Factor on the learning rates at this step of so many."""
+    if optim.schedule == "halving":
+        return float(0.5 ** (step // optim.halve_every))
+    if optim.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+    return 1.0
+
+
+def _at_least_float32(score: Tensor) -> Tensor:
+    return score.to(torch.promote_types(score.dtype, torch.float32))
+
+
+def _mark_last(pieces: Sequence[Piece]) -> list[tuple[bool, Piece]]:
+    return [(i == len(pieces) - 1, piece) for i, piece in enumerate(pieces)]

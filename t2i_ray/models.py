@@ -1,0 +1,183 @@
+"""The two networks of GAN-CLS (Reed et al. 2016, section 4.1), with DCGAN's layers.
+
+BatchNorm keeps no running statistics while training: it has no buffers, so that copies of a
+network on several workers have nothing but parameters to agree on. A generator that is to be
+*used* gets fixed statistics by `estimate_statistics`; they are then part of its state dict.
+No layer that a BatchNorm follows has a bias: the norm would take it out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
+
+SLOPE = 0.2
+
+
+class Generator(nn.Module):
+    """Noise and a caption's code to a picture of 4 * 2**len(channels) pixels a side.
+
+    Args:
+        noise_dim: width z of the noise.
+        text_in: width of a caption's code.
+        text_dim: width to which the code is projected.
+        channels: channels at 4x4, 8x8, ... before the last doubling, which makes RGB.
+    """
+
+    def __init__(self, noise_dim: int, text_in: int, text_dim: int, channels: Sequence[int]):
+        super().__init__()
+        self.text = nn.Linear(text_in, text_dim)
+        # A transposed convolution from 1x1 to 4x4 is a matrix product, and quicker as one.
+        self.first = nn.Linear(noise_dim + text_dim, 4 * 4 * channels[0], bias=False)
+        self.norm = _batch_norm(channels[0])
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False),
+                _batch_norm(narrow),
+                nn.ReLU(inplace=True),
+            )
+            for wide, narrow in pairwise(channels)
+        )
+        self.last = nn.ConvTranspose2d(channels[-1], 3, 4, stride=2, padding=1)
+        self.apply(_dcgan_init)
+
+    def forward(self, noise: Tensor, code: Tensor) -> Tensor:
+        """Noise [b, z], code [b, text_in] -> picture [b, 3, S, S] in [-1, 1]."""
+        text = leaky_relu(self.text(code), SLOPE)  # [b, text_in] -> [b, text_dim]
+        x = self.first(torch.cat([noise, text], dim=1))  # [b, z + text_dim] -> [b, 16 * c]
+        x = x.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)  # -> [b, c, 4, 4], channels last
+        x = self.norm(x).relu_()  # [b, c, 4, 4]
+        for block in self.blocks:
+            x = block(x)  # [b, c, h, w] -> [b, c', 2h, 2w]
+        images: Tensor = self.last(x).tanh()  # [b, c, S/2, S/2] -> [b, 3, S, S]
+        return images
+
+
+class Discriminator(nn.Module):
+    """Scores whether a picture is real *and* is what the caption says.
+
+    After text and image are joined they go through a 1x1 convolution, a norm and an activation
+    before the last convolution. Without that (one linear layer over the joined features) the
+    score would be f(image) + g(text), which no caption could ever tell from a mismatched one.
+
+    Args:
+        text_in: width of a caption's code.
+        text_dim: width to which the code is projected.
+        channels: channels from the picture down to 4x4.
+    """
+
+    def __init__(self, text_in: int, text_dim: int, channels: Sequence[int]):
+        super().__init__()
+        self.trunk = Trunk(channels)
+        self.head = Head(text_in, text_dim, channels[-1])
+        self.apply(_dcgan_init)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures [b, 3, S, S] -> the image's half of the joint layer [b, c, 4, 4].
+
+        Computed once for a picture, however many captions it is scored against.
+        """
+        features: Tensor = self.trunk(images)
+        return features
+
+    def score(self, features: Tensor, code: Tensor) -> Tensor:
+        """Features [b, c, 4, 4] and codes [b, text_in] -> logits [b]: real and matching."""
+        scores: Tensor = self.head(features, code)
+        return scores
+
+
+class Trunk(nn.Module):
+    """The part of the discriminator that sees the picture only."""
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        self.first = nn.Conv2d(3, channels[0], 4, stride=2, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=False),
+                _batch_norm(wide),
+                nn.LeakyReLU(SLOPE, inplace=True),
+            )
+            for narrow, wide in pairwise(channels)
+        )
+        # The 1x1 convolution over [image, text] is W_i f + W_t e; this is W_i, the head has W_t.
+        self.join = nn.Conv2d(channels[-1], channels[-1], 1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures [b, 3, S, S] -> W_i f [b, c, 4, 4]."""
+        x = leaky_relu(self.first(images), SLOPE, inplace=True)  # -> [b, c, S/2, S/2]
+        for block in self.blocks:
+            x = block(x)  # [b, c, h, w] -> [b, c', h/2, w/2]
+        joined: Tensor = self.join(x)  # [b, c, 4, 4]
+        return joined
+
+
+class Head(nn.Module):
+    """The part of the discriminator that joins picture and caption."""
+
+    def __init__(self, text_in: int, text_dim: int, channels: int):
+        super().__init__()
+        self.text = nn.Linear(text_in, text_dim)
+        self.join = nn.Linear(text_dim, channels, bias=False)
+        self.norm = _batch_norm(channels)
+        self.last = nn.Conv2d(channels, 1, 4)
+
+    def forward(self, features: Tensor, code: Tensor) -> Tensor:
+        """W_i f [b, c, 4, 4], code [b, text_in] -> logit [b]."""
+        text = leaky_relu(self.text(code), SLOPE)  # [b, text_in] -> [b, text_dim]
+        x = features + self.join(text)[:, :, None, None]  # W_i f + W_t e: [b, c, 4, 4]
+        x = leaky_relu(self.norm(x), SLOPE, inplace=True)  # [b, c, 4, 4]
+        score: Tensor = self.last(x)  # [b, 1, 1, 1]
+        return score.flatten()  # [b]
+
+
+def reserve_statistics(generator: nn.Module) -> None:
+    """Make room for fixed BatchNorm statistics, so that they are saved and loaded."""
+    for norm in _norms(generator):
+        norm.running_mean = torch.zeros_like(norm.weight, requires_grad=False)
+        norm.running_var = torch.ones_like(norm.weight, requires_grad=False)
+
+
+@torch.no_grad()
+def estimate_statistics(generator: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Fix a generator's BatchNorm statistics to their mean over batches of (noise, code).
+
+    Leaves the generator in eval mode, where it uses them: each picture then depends on its own
+    noise and caption alone. Weights are untouched.
+    """
+    reserve_statistics(generator)
+    norms = _norms(generator)
+    generator.train()
+    for norm in norms:
+        norm.track_running_stats = True
+    for count, (noise, code) in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 / count  # a running mean over all batches so far
+        generator(noise, code)
+    for norm in norms:
+        norm.track_running_stats = False
+    generator.eval()
+
+
+def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, track_running_stats=False)
+
+
+def _dcgan_init(module: nn.Module) -> None:
+    """DCGAN's start: weights N(0, 0.02), norms' scales N(1, 0.02), biases zero."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.weight.dim() == 4:
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    if getattr(module, "bias", None) is not None:
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]

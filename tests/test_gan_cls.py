@@ -1,0 +1,458 @@
+"""The step against a textbook implementation of Algorithm 1, in double precision."""
+
+import math
+import socket
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.functional import batch_norm, conv2d, conv_transpose2d, leaky_relu, linear
+
+from t2i_ray.config import Config, Optim, parse_config
+from t2i_ray.gan_cls import GanCls, Piece, Scores, discriminator_loss, generator_loss, schedule
+from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
+
+WORDS, TOKENS, DIM = 20, 4, 6
+
+
+class TinyEncoder(nn.Module):
+    """Token ids [b, L] -> [b, DIM]; its start is the same in every process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.words = nn.Embedding(WORDS, 5)
+            self.out = nn.Linear(5, DIM)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        code: Tensor = self.out(3 * self.words(rows).mean(1))
+        return code
+
+
+def make_config(**train: Any) -> Config:
+    return parse_config(
+        {
+            "name": "tiny",
+            "data": {"image_size": 16, "load_size": 16},
+            "model": {
+                "noise_dim": 3,
+                "text_dim": 4,
+                "g_channels": [8, 6],
+                "d_channels": [6, 8],
+                "ema": 0.9,
+            },
+            "optim": {"lr_g": 1e-3, "lr_d": 2e-3, "lr_encoder": 5e-4},
+            "train": {"steps": 10, "batch_size": 16, "precision": "float64", **train},
+        }
+    )
+
+
+def make_pieces(count: int, seed: int = 0) -> list[Piece]:
+    random = torch.Generator().manual_seed(seed)
+    size = 16 // count
+
+    def real(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    def rows() -> Tensor:
+        return torch.randint(WORDS, (size, TOKENS), generator=random)
+
+    return [
+        Piece(real(size, 3, 16, 16).tanh(), rows(), rows(), real(size, 3)) for _ in range(count)
+    ]
+
+
+def make_gan(**train: Any) -> GanCls:
+    gan = GanCls(make_config(**train), TinyEncoder(), DIM)
+    for network in (gan.generator, gan.discriminator):  # far from the start, where all is linear
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(11)
+            for parameter in network.parameters():
+                parameter.data += 0.2 * torch.randn_like(parameter)
+    return gan
+
+
+# ---------------------------------------------------- Algorithm 1, as a textbook would have it
+
+
+def norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    return batch_norm(
+        x, None, None, weights[f"{name}.weight"], weights[f"{name}.bias"], training=True
+    )
+
+
+def textbook_generator(w: dict[str, Tensor], noise: Tensor, code: Tensor) -> Tensor:
+    text = leaky_relu(linear(code, w["text.weight"], w["text.bias"]), 0.2)
+    joined = torch.cat([noise, text], 1)[:, :, None, None]  # a 1x1 picture
+    # first.weight is [(h, w, c), in]; a transposed convolution wants [in, c, h, w]
+    weight = w["first.weight"]
+    kernel = weight.view(4, 4, -1, weight.shape[1]).permute(3, 2, 0, 1)
+    x = norm(conv_transpose2d(joined, kernel), w, "norm").relu()
+    x = conv_transpose2d(x, w["blocks.0.0.weight"], stride=2, padding=1)
+    x = norm(x, w, "blocks.0.1").relu()
+    return conv_transpose2d(x, w["last.weight"], w["last.bias"], stride=2, padding=1).tanh()
+
+
+def textbook_discriminator(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Tensor:
+    x = conv2d(images, w["trunk.first.weight"], w["trunk.first.bias"], stride=2, padding=1)
+    x = leaky_relu(x, 0.2)
+    x = conv2d(x, w["trunk.blocks.0.0.weight"], stride=2, padding=1)
+    x = leaky_relu(norm(x, w, "trunk.blocks.0.1"), 0.2)
+    text = leaky_relu(linear(code, w["head.text.weight"], w["head.text.bias"]), 0.2)
+    tiled = text[:, :, None, None].expand(-1, -1, 4, 4)
+    kernel = torch.cat([w["trunk.join.weight"], w["head.join.weight"][:, :, None, None]], 1)
+    x = leaky_relu(norm(conv2d(torch.cat([x, tiled], 1), kernel), w, "head.norm"), 0.2)
+    return conv2d(x, w["head.last.weight"], w["head.last.bias"]).flatten()
+
+
+def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Tensor]:
+    """Gradients of one step; D's optimiser moves `gan` if the update is alternating."""
+    g: dict[str, Tensor] = dict(gan.generator.named_parameters())
+    d: dict[str, Tensor] = dict(gan.discriminator.named_parameters())
+    e: dict[str, Tensor] = dict(gan.encoder.named_parameters())
+
+    def log_d(images: Tensor, code: Tensor) -> Tensor:
+        return torch.log(torch.sigmoid(textbook_discriminator(d, images, code))).mean()
+
+    def log_not_d(images: Tensor, code: Tensor) -> Tensor:
+        return torch.log(1 - torch.sigmoid(textbook_discriminator(d, images, code))).mean()
+
+    codes = [gan.encoder(piece.right).detach() for piece in pieces]
+    losses_d = []
+    for (images, right, wrong, noise), code in zip(pieces, codes, strict=True):
+        fake = textbook_generator(g, noise, code).detach()
+        s_r = log_d(images, gan.encoder(right))
+        s_w = log_not_d(images, gan.encoder(wrong))
+        s_f = log_not_d(fake, gan.encoder(right))
+        losses_d.append(-(s_r + (s_w + s_f) / 2))
+    loss_d = torch.stack(losses_d).mean()
+    of_d = [*d.values(), *e.values()]
+    gradients_d = torch.autograd.grad(loss_d, of_d)
+    if update == "alternating":
+        for group in gan.optimizer_d.param_groups:
+            group["lr"] = group["base_lr"]
+        for parameter, gradient in zip(of_d, gradients_d, strict=True):
+            parameter.grad = gradient
+        gan.optimizer_d.step()
+
+    losses_g = [
+        -log_d(textbook_generator(g, piece.noise, code), code)
+        for piece, code in zip(pieces, codes, strict=True)
+    ]
+    loss_g = torch.stack(losses_g).mean()
+    gradients_g = torch.autograd.grad(loss_g, list(g.values()))
+    names = [f"discriminator.{n}" for n in d] + [f"encoder.{n}" for n in e]
+    result = dict(zip(names, gradients_d, strict=True))
+    result.update(zip([f"generator.{n}" for n in g], gradients_g, strict=True))
+    return result | {"d_loss": loss_d.detach(), "g_loss": loss_g.detach()}
+
+
+def gradients(gan: GanCls) -> dict[str, Tensor]:
+    networks = {"generator": gan.generator, "discriminator": gan.discriminator}
+    return {
+        f"{part}.{name}": parameter.grad
+        for part, network in {**networks, "encoder": gan.encoder}.items()
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], error: float) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        scale = value.abs().max().item()
+        assert scale > 1e-7, f"{name} is nothing: this would compare zeros"
+        assert (found[name] - value).abs().max().item() < error * scale, name
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+@pytest.mark.parametrize("micro", [1, 4])
+def test_the_step_has_the_gradients_of_the_textbook(update: str, micro: int) -> None:
+    pieces = make_pieces(micro)
+    gan = make_gan(micro_batches=micro, update=update)
+    book = make_gan(micro_batches=micro, update=update)
+    wanted = textbook_step(book, pieces, update)
+    losses = gan.step(pieces, step=0, micro_batches=micro, world=1)
+    found = gradients(gan) | {name: losses[name] for name in ("d_loss", "g_loss")}
+    assert_close(found, wanted, 1e-9)
+
+
+def test_the_two_updates_differ() -> None:
+    found = {}
+    for update in ("alternating", "simultaneous"):
+        gan = make_gan(update=update)
+        gan.step(make_pieces(1), 0, 1, 1)
+        found[update] = gradients(gan)
+    first, second = found.values()
+    assert torch.equal(first["discriminator.head.last.weight"],
+                       second["discriminator.head.last.weight"])  # fmt: skip
+    assert not torch.allclose(first["generator.last.weight"], second["generator.last.weight"])
+
+
+def test_recomputed_fakes_change_nothing() -> None:
+    states = []
+    for recompute in (False, True):
+        gan = make_gan(micro_batches=4, recompute_fakes=recompute)
+        for step in range(2):
+            gan.step(make_pieces(4, seed=step), step, 4, 1)
+        states.append(gan.state()["generator"])
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_losses_are_those_of_the_paper() -> None:
+    scores = Scores(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([-3.0, -3.0]))
+    loss, logged = discriminator_loss(scores)
+
+    def minus_log_sigmoid(x: float) -> float:
+        return -math.log(1 / (1 + math.exp(-x)))
+
+    real = (math.log(2) + minus_log_sigmoid(2)) / 2
+    wrong, fake = minus_log_sigmoid(-1), minus_log_sigmoid(3)
+    assert loss.item() == pytest.approx(real + wrong / 2 + fake / 2, rel=1e-6)
+    assert logged["d_wrong"].item() == pytest.approx(wrong, rel=1e-6)
+    assert [logged[f"d_acc_{kind}"].item() for kind in Scores._fields] == [0.5, 0.0, 1.0]
+    assert generator_loss(scores.fake).item() == pytest.approx(minus_log_sigmoid(-3), rel=1e-6)
+
+
+# --------------------------------------------------------------------------------- DDP
+
+
+def _rank(rank: int, world: int, port: int, update: str, recompute: bool, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    gan = make_gan(micro_batches=4, update=update, recompute_fakes=recompute)
+    gan.distribute()
+    for step in range(3):
+        mine = make_pieces(4, seed=step)[rank::world]  # 3 workers: shares of 2, 1 and 1
+        losses = gan.step(mine, step, 4, world)
+    gan.refresh_ema_statistics(make_pieces(1))
+    names = sorted(losses)
+    total = torch.stack([losses[name] for name in names])
+    torch.distributed.all_reduce(total)
+    tensors = {f"{p}.{n}": t for p, ts in gan.state().items() for n, t in ts.items()}
+    tensors["losses"] = total
+    tensors |= {f"gradient.{n}": t.contiguous() for n, t in gradients(gan).items()}
+    save_file(tensors, f"{folder}/{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def run_ranks(folder: Path, world: int, update: str, recompute: bool) -> list[dict[str, Tensor]]:
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(  # type: ignore[no-untyped-call]
+        _rank, (world, port, update, recompute, str(folder)), nprocs=world
+    )
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(world)]
+
+
+@pytest.mark.parametrize(
+    ("update", "recompute"),
+    [("alternating", False), ("alternating", True), ("simultaneous", False)],
+)
+def test_any_number_of_workers_makes_the_same_update(
+    update: str, recompute: bool, tmp_path: Path
+) -> None:
+    alone = make_gan(micro_batches=4, update=update, recompute_fakes=recompute)
+    for step in range(3):
+        losses = alone.step(make_pieces(4, seed=step), step, 4, 1)
+    alone.refresh_ema_statistics(make_pieces(1))
+    wanted = {f"{p}.{n}": t for p, ts in alone.state().items() for n, t in ts.items()}
+    wanted["losses"] = torch.stack([losses[name] for name in sorted(losses)])
+    wanted |= {f"gradient.{n}": t for n, t in gradients(alone).items()}
+    for world in (2, 3):
+        ranks = run_ranks(tmp_path / str(world), world, update, recompute)
+        for name, value in ranks[0].items():
+            for other in ranks[1:]:
+                assert torch.equal(value, other[name]), f"ranks disagree on {name}"
+            scale = wanted[name].abs().max()
+            assert scale > 1e-7, f"{name} is nothing: this would compare zeros"
+            assert (value - wanted[name]).abs().max() <= 1e-10 * scale, name
+
+
+# ----------------------------------------------------------------------------- networks
+
+
+def interaction(score: Any) -> float:
+    """f(i1, t1) - f(i1, t2) - f(i2, t1) + f(i2, t2), relative to the spread of the scores."""
+    torch.manual_seed(0)
+    features = torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    codes = torch.randn(2, DIM, dtype=torch.float64)
+    # one batch of the four pairs, so that BatchNorm is one and the same function for all
+    scores = score(features[[0, 0, 1, 1]], codes[[0, 1, 0, 1]])
+    mixed = scores[0] - scores[1] - scores[2] + scores[3]
+    return float((mixed.abs() / scores.std()).detach())
+
+
+def test_the_score_mixes_picture_and_caption() -> None:
+    linear_head = nn.Conv2d(8 + DIM, 1, 4).double()
+
+    def linear_score(features: Tensor, codes: Tensor) -> Tensor:
+        tiled = codes[:, :, None, None].expand(-1, -1, 4, 4)
+        score: Tensor = linear_head(torch.cat([features, tiled], 1))
+        return score.flatten()
+
+    assert interaction(linear_score) < 1e-12  # f(image) + g(text): what must not be
+    assert interaction(make_gan().discriminator.score) > 0.01
+
+
+def test_shapes_and_range_of_the_paper() -> None:
+    generator = Generator(100, 1024, 128, [512, 256, 128, 64])
+    discriminator = Discriminator(1024, 128, [64, 128, 256, 512])
+    code = torch.randn(2, 1024)
+    images = generator(torch.randn(2, 100), code)
+    assert images.shape == (2, 3, 64, 64)
+    assert images.abs().max() <= 1
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    features = discriminator.features(images)
+    assert features.shape == (2, 512, 4, 4)
+    assert discriminator.score(features, code).shape == (2,)
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_no_bias_before_a_norm_and_no_buffers(network: str) -> None:
+    gan = make_gan()
+    module: nn.Module = getattr(gan, network)
+    assert not list(module.buffers())
+    gan.step(make_pieces(1), 0, 1, 1)
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None
+        # a bias before a norm has no effect, so its gradient is rounding noise
+        assert parameter.grad.abs().max() > 1e-6, name
+    modules = list(module.modules())
+    for before, after in pairwise(m for m in modules if not list(m.children())):
+        if isinstance(after, nn.BatchNorm2d):
+            assert getattr(before, "bias", None) is None or isinstance(before, nn.ReLU)
+
+
+def test_dcgan_start() -> None:
+    generator = Generator(100, 64, 128, [256, 128, 64])
+    assert generator.first.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert generator.norm.weight.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert generator.norm.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert generator.last.bias is not None
+    assert not generator.last.bias.any()
+
+
+def test_estimated_statistics_are_the_mean_over_batches() -> None:
+    torch.manual_seed(0)
+    generator = Generator(3, DIM, 4, [8, 6])
+    batches = [(torch.randn(32, 3), torch.randn(32, DIM)) for _ in range(3)]
+    seen: list[Tensor] = []
+    hook = generator.norm.register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    estimate_statistics(generator, iter(batches))
+    hook.remove()
+    wanted = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+    assert generator.norm.running_mean is not None
+    assert torch.allclose(generator.norm.running_mean, wanted, atol=1e-6)
+    noise, code = batches[0]
+    assert torch.allclose(generator(noise, code)[:4], generator(noise[:4], code[:4]), atol=1e-6)
+    other = Generator(3, DIM, 4, [8, 6])
+    reserve_statistics(other)
+    other.load_state_dict(generator.state_dict())  # the statistics travel with the weights
+    assert torch.equal(other.eval()(noise, code), generator(noise, code))
+
+
+# --------------------------------------------------------------- averages, schedule, state
+
+
+def test_average_follows_the_weights_with_a_quick_start() -> None:
+    gan = make_gan()
+    start = gan.state()["generator_ema"]["last.weight"]
+    gan.step(make_pieces(1), 0, 1, 1)
+    after = gan.state()
+    now, average = after["generator"]["last.weight"], after["generator_ema"]["last.weight"]
+    assert torch.allclose(average, 0.1 * start + 0.9 * now, atol=1e-15)  # (1 + 0) / (10 + 0)
+    gan.step(make_pieces(1), 1000, 1, 1)
+    later = gan.state()
+    now, wanted = later["generator"]["last.weight"], later["generator_ema"]["last.weight"]
+    assert torch.allclose(wanted, 0.9 * average + 0.1 * now, atol=1e-15)  # the configured decay
+    assert not torch.equal(later["encoder_ema"]["out.weight"], later["encoder"]["out.weight"])
+
+
+def test_schedules() -> None:
+    halving = Optim(schedule="halving", halve_every=100)
+    assert [schedule(halving, step, 1000) for step in (0, 99, 100, 250)] == [1, 1, 0.5, 0.25]
+    cosine = Optim(schedule="cosine")
+    assert schedule(cosine, 0, 1000) == 1
+    assert schedule(cosine, 500, 1000) == pytest.approx(0.5)
+    assert schedule(cosine, 1000, 1000) == pytest.approx(0)
+    assert schedule(Optim(), 12345, 10) == 1
+
+
+def test_the_step_sets_the_scheduled_rates() -> None:
+    gan = make_gan()
+    gan.optim = gan.optim.model_copy(update={"schedule": "halving", "halve_every": 3})
+    gan.step(make_pieces(1), 7, 1, 1)
+    assert [group["lr"] for group in gan.optimizer_d.param_groups] == [2e-3 / 4, 5e-4 / 4]
+    assert [group["lr"] for group in gan.optimizer_g.param_groups] == [1e-3 / 4]
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+def test_state_round_trip_is_bit_for_bit(update: str, tmp_path: Path) -> None:
+    unbroken = make_gan(update=update)
+    broken = make_gan(update=update)
+    for gan in (unbroken, broken):
+        gan.step(make_pieces(1, seed=0), 0, 1, 1)
+        gan.refresh_ema_statistics(make_pieces(1, seed=5))
+    for part, tensors in broken.state().items():
+        save_file(tensors, tmp_path / f"{part}.safetensors")
+    resumed = GanCls(make_config(update=update), TinyEncoder(), DIM)
+    resumed.load_state({path.stem: load_file(path) for path in tmp_path.iterdir()})
+    noise, rows = make_pieces(1)[0].noise, make_pieces(1)[0].right
+    assert torch.equal(resumed.sample(noise, rows), unbroken.sample(noise, rows))
+    for gan in (unbroken, resumed):
+        gan.step(make_pieces(1, seed=1), 1, 1, 1)
+    wanted, found = unbroken.state(), resumed.state()
+    assert wanted.keys() == found.keys()
+    assert wanted["optimizer_d"].keys() >= {"exp_avg.encoder.out.weight", "step.encoder.out.bias"}
+    for part in wanted:
+        assert wanted[part].keys() == found[part].keys()
+        assert all(torch.equal(wanted[part][name], found[part][name]) for name in wanted[part])
+
+
+def test_state_is_a_copy_and_unknown_parts_are_refused() -> None:
+    gan = make_gan()
+    before = gan.state()["generator"]["last.weight"]
+    kept = before.clone()
+    gan.step(make_pieces(1), 0, 1, 1)
+    assert torch.equal(before, kept)
+    with pytest.raises(KeyError):
+        gan.load_state({"classifier": {}})
+
+
+def test_a_frozen_encoder_takes_embeddings_and_has_nothing_to_learn() -> None:
+    gan = GanCls(make_config(), nn.Identity(), DIM)
+    (piece,) = make_pieces(1)
+    right, wrong = torch.randn(2, 16, DIM)  # float32 rows into float64 networks
+    losses = gan.step([piece._replace(right=right, wrong=wrong)], 0, 1, 1)
+    assert all(math.isfinite(value) for value in losses.values())
+    assert gan.state()["encoder"] == {}
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+def test_bfloat16_keeps_float32_weights_and_losses(update: str) -> None:
+    gan = make_gan(precision="bfloat16", update=update)
+    losses = gan.step(make_pieces(1), 0, 1, 1)
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
+    assert gan.generator.last.weight.dtype == torch.float32
+
+
+def test_a_few_steps_teach_the_discriminator() -> None:
+    gan = make_gan()
+    first = last = gan.step(make_pieces(1), 0, 1, 1)
+    for step in range(1, 40):
+        last = gan.step(make_pieces(1), step, 1, 1)
+    assert last["d_loss"] < 0.7 * first["d_loss"]
+    assert {k for k in last if k.startswith("d_acc")} == {
+        "d_acc_real", "d_acc_wrong", "d_acc_fake",
+    }  # fmt: skip
