@@ -3,7 +3,9 @@ import json
 import shutil
 import struct
 import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,35 +13,40 @@ from PIL import Image
 
 from t2i_ray import config
 from t2i_ray.config import UserError
-from t2i_ray.data import Batches, counter_rng, open_prepared, prepare
+from t2i_ray.data import Batches, Piece, Prepared, counter_rng, open_prepared, prepare
 from t2i_ray.data.emoji import EmojiSource
 from t2i_ray.data.images import load_square
+from t2i_ray.data.prepare import ShardTask
 from t2i_ray.data.record import Rejected
 from t2i_ray.storage import LocalStore
 
+Make = Callable[[ShardTask], int]
+Row = dict[str, Any]
 NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     return LocalStore(tmp_path_factory.mktemp("store"))
 
 
-def flowers(images=200, seed=0, **more):
+def flowers(images: int = 200, seed: int = 0, **more: Any) -> config.Data:
     source = config.SyntheticFlowers(images=images, seed=seed)
     return config.Data(source=source, image_size=28, load_size=32, **more)
 
 
 @pytest.fixture(scope="module")
-def prepared(store):
+def prepared(store: LocalStore) -> Prepared:
     return open_prepared(store, prepare(flowers(), store))
 
 
 # ------------------------------------------------------------------------------ prepared form
 
 
-def test_shards_in_any_order_and_size_give_the_same_data(tmp_path, prepared):
-    def backwards(function, tasks):
+def test_shards_in_any_order_and_size_give_the_same_data(
+    tmp_path: Path, prepared: Prepared
+) -> None:
+    def backwards(function: Make, tasks: list[ShardTask]) -> Iterable[int]:
         return map(function, reversed(list(tasks)))
 
     store = LocalStore(tmp_path)
@@ -52,23 +59,28 @@ def test_shards_in_any_order_and_size_give_the_same_data(tmp_path, prepared):
     assert (other.class_ids == prepared.class_ids).all()
 
 
-def test_other_pictures_have_another_digest_and_place(store, prepared):
+def test_other_pictures_have_another_digest_and_place(
+    store: LocalStore, prepared: Prepared
+) -> None:
     other = open_prepared(store, prepare(flowers(seed=1), store))
     assert other.prefix != prepared.prefix
     assert other.digest != prepared.digest
 
 
-def test_prepared_again_is_not_made_again(store, prepared):
-    def never(function, tasks):
+def test_prepared_again_is_not_made_again(store: LocalStore, prepared: Prepared) -> None:
+    def never(function: Make, tasks: list[ShardTask]) -> Iterable[int]:
         raise AssertionError("nothing is to be done")
 
     assert prepare(flowers(), store, run_tasks=never) == prepared.prefix
 
 
-def test_a_broken_prepare_is_invisible_and_goes_on_where_it_was(tmp_path, prepared):
-    data, store, made = flowers(shard_size=50), LocalStore(tmp_path), []
+def test_a_broken_prepare_is_invisible_and_goes_on_where_it_was(
+    tmp_path: Path, prepared: Prepared
+) -> None:
+    data, store = flowers(shard_size=50), LocalStore(tmp_path)
+    made: list[str] = []
 
-    def dies(function, tasks):
+    def dies(function: Make, tasks: list[ShardTask]) -> Iterable[int]:
         for task in tasks:
             if len(made) == 2:
                 raise KeyboardInterrupt
@@ -81,18 +93,18 @@ def test_a_broken_prepare_is_invisible_and_goes_on_where_it_was(tmp_path, prepar
     with pytest.raises(UserError, match="not prepared; run t2i-ray prepare"):
         open_prepared(store, prefix)
 
-    def counts(function, tasks):
+    def counts(function: Make, tasks: list[ShardTask]) -> Iterable[int]:
         made.extend(task.name for task in tasks)
         return map(function, tasks)
 
-    seen = []
+    seen: list[tuple[int, int]] = []
     prepare(data, store, run_tasks=counts, progress=lambda done, total: seen.append((done, total)))
     assert made == ["00000", "00001", "00002", "00003"]
     assert seen == [(150, 200), (200, 200)]
     assert open_prepared(store, prefix).digest == prepared.digest
 
 
-def test_ground_truth_and_splits(prepared):
+def test_ground_truth_and_splits(prepared: Prepared) -> None:
     splits = {split: prepared.ids(split) for split in ("train", "val", "test")}
     assert sorted(np.concatenate(list(splits.values()))) == list(range(200))
     assert {split: len(ids) for split, ids in splits.items()} == prepared.manifest.splits
@@ -113,7 +125,9 @@ def test_ground_truth_and_splits(prepared):
 
 
 @pytest.mark.parametrize("damage", ["manifest", "truncated", "table", "pictures", "digest"])
-def test_damage_is_named(tmp_path, store, prepared, damage):
+def test_damage_is_named(
+    tmp_path: Path, store: LocalStore, prepared: Prepared, damage: str
+) -> None:
     root = tmp_path / "copy"
     shutil.copytree(store.uri, root)
     folder = root / prepared.prefix
@@ -136,15 +150,15 @@ def test_damage_is_named(tmp_path, store, prepared, damage):
 # ------------------------------------------------------------------------------------ batches
 
 
-def batches(prepared, micro_batches=2, **more):
-    return Batches(prepared, flowers(), seed=3, batch_size=24, micro_batches=micro_batches, **more)
+def batches(prepared: Prepared, micro_batches: int = 2) -> Batches:
+    return Batches(prepared, flowers(), seed=3, batch_size=24, micro_batches=micro_batches)
 
 
-def same(one, other):
+def same(one: Piece, other: Piece) -> bool:
     return all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
-def test_a_piece_is_a_function_of_step_and_micro(prepared):
+def test_a_piece_is_a_function_of_step_and_micro(prepared: Prepared) -> None:
     one, other = batches(prepared), batches(prepared)
     pieces = {(step, micro): one.piece(step, micro) for step in range(4) for micro in range(2)}
     for place in reversed(pieces):
@@ -155,11 +169,11 @@ def test_a_piece_is_a_function_of_step_and_micro(prepared):
     assert piece.images.dtype == np.uint8
 
 
-def sample_of(prepared, captions):
+def sample_of(prepared: Prepared, captions: np.ndarray) -> np.ndarray:
     return np.searchsorted(prepared.first_caption, captions, side="right") - 1
 
 
-def test_an_epoch_takes_every_sample_once(prepared):
+def test_an_epoch_takes_every_sample_once(prepared: Prepared) -> None:
     feed, train = batches(prepared, 1), prepared.ids("train")
     steps = -(-2 * len(train) // 24)
     right = np.concatenate([feed.piece(step, 0).right for step in range(steps)])
@@ -169,7 +183,7 @@ def test_an_epoch_takes_every_sample_once(prepared):
     assert (first != second).any()
 
 
-def test_the_pieces_of_a_step_are_its_batch_however_it_is_cut(prepared):
+def test_the_pieces_of_a_step_are_its_batch_however_it_is_cut(prepared: Prepared) -> None:
     for step in (0, 5, 11):
         whole = sample_of(prepared, batches(prepared, 1).piece(step, 0).right)
         for micros in (2, 4):
@@ -178,7 +192,7 @@ def test_the_pieces_of_a_step_are_its_batch_however_it_is_cut(prepared):
             assert (sample_of(prepared, np.concatenate(parts)) == whole).all()
 
 
-def test_a_split_smaller_than_a_batch_is_gone_through_several_times(prepared):
+def test_a_split_smaller_than_a_batch_is_gone_through_several_times(prepared: Prepared) -> None:
     feed = Batches(prepared, flowers(), seed=0, batch_size=100, micro_batches=1, split="test")
     samples = sample_of(prepared, feed.piece(0, 0).right)
     counts = np.bincount(samples, minlength=200)[prepared.ids("test")]
@@ -186,7 +200,7 @@ def test_a_split_smaller_than_a_batch_is_gone_through_several_times(prepared):
     assert counts.sum() == 100
 
 
-def test_wrong_captions_are_of_another_class_and_never_the_samples_own(prepared):
+def test_wrong_captions_are_of_another_class_and_never_the_samples_own(prepared: Prepared) -> None:
     feed, train = batches(prepared), set(prepared.ids("train").tolist())
     for step in range(40):
         piece = feed.piece(step, step % 2)
@@ -195,7 +209,7 @@ def test_wrong_captions_are_of_another_class_and_never_the_samples_own(prepared)
         assert set(wrong.tolist()) <= train
 
 
-def test_every_other_class_and_caption_is_used_as_wrong(prepared):
+def test_every_other_class_and_caption_is_used_as_wrong(prepared: Prepared) -> None:
     feed = batches(prepared)
     wrong = np.concatenate([feed.piece(step, 0).wrong for step in range(400)])
     train = set(prepared.ids("train").tolist())
@@ -204,11 +218,12 @@ def test_every_other_class_and_caption_is_used_as_wrong(prepared):
     assert counts.min() > 0.8 * counts.max()
 
 
-def test_pictures_are_cropped_and_mirrored(prepared):
+def test_pictures_are_cropped_and_mirrored(prepared: Prepared) -> None:
     feed = batches(prepared, 1)
     piece = feed.piece(0, 0)
     whole = prepared.images(sample_of(prepared, piece.right))
-    mirrored, places = 0, set()
+    mirrored = 0
+    places: set[tuple[int, int]] = set()
     for picture, original in zip(piece.images, whole, strict=True):
         fits = [
             (y, x, flip)
@@ -228,11 +243,9 @@ def test_pictures_are_cropped_and_mirrored(prepared):
     assert (still.right == piece.right).all()
 
 
-def test_counter_rng_separates_seed_purpose_and_counters():
-    draws = {
-        counter_rng(*arguments).integers(2**63)
-        for arguments in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 0, 1), (0, "a", 1, 0)]
-    }
+def test_counter_rng_separates_seed_purpose_and_counters() -> None:
+    keys = [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 0, 1), (0, "a", 1, 0)]
+    draws = {counter_rng(*key).integers(2**63) for key in keys}  # type: ignore[arg-type]
     assert len(draws) == 6
     assert counter_rng(5, "x", 2).integers(2**63) == counter_rng(5, "x", 2).integers(2**63)
 
@@ -240,11 +253,13 @@ def test_counter_rng_separates_seed_purpose_and_counters():
 # ------------------------------------------------------------------------------------- folder
 
 
-def picture(colour="red", size=(40, 30), mode="RGB"):
-    return Image.new("RGB", size, colour).convert(mode)
+def picture(colour: Any = "red", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.new("RGB", size, colour)
 
 
-def make_folder(path, rows, name="captions.jsonl", text=None):
+def make_folder(
+    path: Path, rows: list[Row], name: str = "captions.jsonl", text: str | None = None
+) -> config.Data:
     path.mkdir(exist_ok=True)
     if text is None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -253,17 +268,17 @@ def make_folder(path, rows, name="captions.jsonl", text=None):
     return config.Data(source=source, image_size=16, load_size=16)
 
 
-def colours(path, count=40, **columns):
+def colours(path: Path, **columns: Callable[[int], str]) -> list[Row]:
     path.mkdir()
     rows = []
-    for i in range(count):
+    for i in range(40):
         picture((6 * i, 10, 10)).save(path / f"{i:02d}.png")
         row = {"image": f"{i:02d}.png", "caption": f"shade {i}"}
         rows.append(row | {name: value(i) for name, value in columns.items()})
     return rows
 
 
-def test_folder_of_jsonl(tmp_path):
+def test_folder_of_jsonl(tmp_path: Path) -> None:
     rows = colours(tmp_path / "in")
     for row in rows[:20]:
         row["captions"] = [row.pop("caption"), "another"]
@@ -279,7 +294,7 @@ def test_folder_of_jsonl(tmp_path):
     assert got.manifest.splits["train"] > 20
 
 
-def test_folder_of_csv_with_class_split_and_attributes(tmp_path):
+def test_folder_of_csv_with_class_split_and_attributes(tmp_path: Path) -> None:
     rows = colours(
         tmp_path / "in",
         **{
@@ -306,7 +321,15 @@ def test_folder_of_csv_with_class_split_and_attributes(tmp_path):
     assert got.named["tone"].tolist()[:3] == [True, False, True]
 
 
-def test_wrong_captions_without_classes_are_never_texts_of_the_sample(tmp_path):
+def test_a_nameless_csv_column_is_no_attribute(tmp_path: Path) -> None:
+    rows = colours(tmp_path / "in")
+    lines = [f"{i},{row['image']},{row['caption']}\n" for i, row in enumerate(rows)]
+    data = make_folder(tmp_path / "in", [], "c.csv", ",image,caption\n" + "".join(lines))
+    store = LocalStore(tmp_path / "out")
+    assert open_prepared(store, prepare(data, store)).attributes == {}
+
+
+def test_wrong_captions_without_classes_are_never_texts_of_the_sample(tmp_path: Path) -> None:
     rows = colours(tmp_path / "in", split=lambda i: "train")
     for i, row in enumerate(rows):
         row["caption"] = "rare" if i == 5 else "common"
@@ -322,7 +345,7 @@ def test_wrong_captions_without_classes_are_never_texts_of_the_sample(tmp_path):
             assert got.captions[wrong] not in [got.captions[c] for c in own]
 
 
-def test_one_class_only_counts_as_none(tmp_path):
+def test_one_class_only_counts_as_none(tmp_path: Path) -> None:
     rows = colours(tmp_path / "in", split=lambda i: "train", **{"class": lambda i: "all"})
     store = LocalStore(tmp_path / "out")
     data = make_folder(tmp_path / "in", rows)
@@ -331,7 +354,7 @@ def test_one_class_only_counts_as_none(tmp_path):
     assert (piece.right != piece.wrong).all()
 
 
-def test_captions_that_all_say_the_same_are_refused(tmp_path):
+def test_captions_that_all_say_the_same_are_refused(tmp_path: Path) -> None:
     rows = [row | {"caption": "one"} for row in colours(tmp_path / "in", split=lambda i: "train")]
     store = LocalStore(tmp_path / "out")
     data = make_folder(tmp_path / "in", rows)
@@ -340,7 +363,7 @@ def test_captions_that_all_say_the_same_are_refused(tmp_path):
         Batches(got, data, seed=0, batch_size=8, micro_batches=1)
 
 
-def test_rejects_are_listed_and_can_be_mended(tmp_path):
+def test_rejects_are_listed_and_can_be_mended(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     rows = colours(folder)
     rows[3]["caption"] = "  "
@@ -364,9 +387,9 @@ def test_rejects_are_listed_and_can_be_mended(tmp_path):
     }
     picture().save(folder / "06.png")
     picture().save(folder / "gone.png")
-    made = []
+    made: list[str] = []
 
-    def counts(function, tasks):
+    def counts(function: Make, tasks: list[ShardTask]) -> Iterable[int]:
         made.extend(task.name for task in tasks)
         return map(function, tasks)
 
@@ -378,7 +401,7 @@ def test_rejects_are_listed_and_can_be_mended(tmp_path):
     assert (got.images(np.array([0]))[0] == (6, 10, 10)).all(), "ids are ranks of the accepted"
 
 
-def test_changed_captions_are_other_data(tmp_path):
+def test_changed_captions_are_other_data(tmp_path: Path) -> None:
     rows = colours(tmp_path / "in")
     store = LocalStore(tmp_path / "out")
     before = prepare(make_folder(tmp_path / "in", rows), store)
@@ -388,7 +411,7 @@ def test_changed_captions_are_other_data(tmp_path):
     assert open_prepared(store, after).captions[0] == "changed"
 
 
-BAD_FOLDERS = {
+BAD_FOLDERS: dict[str, Any] = {
     "line 1 is not a JSON object": {"text": "nonsense\n"},
     r"line 2 has no image .*it has: file, caption.*name the keys": {
         "rows": [{"image": "a.png", "caption": "x"}, {"file": "b.png", "caption": "x"}]
@@ -413,20 +436,20 @@ BAD_FOLDERS = {
 
 
 @pytest.mark.parametrize("message", BAD_FOLDERS)
-def test_a_bad_folder_is_a_user_error(tmp_path, message):
-    data = make_folder(tmp_path / "in", **{"rows": None, **BAD_FOLDERS[message]})
+def test_a_bad_folder_is_a_user_error(tmp_path: Path, message: str) -> None:
+    data = make_folder(tmp_path / "in", **{"rows": [], **BAD_FOLDERS[message]})
     with pytest.raises(UserError, match=message) as caught:
         prepare(data, LocalStore(tmp_path / "out"))
     assert "\n" not in str(caught.value)
 
 
-def test_no_train_split_is_a_user_error(tmp_path):
+def test_no_train_split_is_a_user_error(tmp_path: Path) -> None:
     data = make_folder(tmp_path / "in", colours(tmp_path / "in", split=lambda i: "val"))
     with pytest.raises(UserError, match="no picture is in the split train"):
         prepare(data, LocalStore(tmp_path / "out"))
 
 
-def test_missing_folder_and_captions(tmp_path):
+def test_missing_folder_and_captions(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "out")
     data = config.Data(source=config.Folder(path=str(tmp_path / "gone")))
     with pytest.raises(UserError, match=r"data.source.path=.*gone: no such folder"):
@@ -442,13 +465,13 @@ def test_missing_folder_and_captions(tmp_path):
 # ------------------------------------------------------------------------------------- images
 
 
-def save(path, image, **more):
+def save(path: Path, image: Image.Image, **more: Any) -> np.ndarray:
     image.save(path, **more)
     return load_square(path, 16)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "YCbCr", "I", "I;16"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     grey = 204 if mode != "1" else 255
     if mode.startswith("I"):
         kind = np.uint16 if mode == "I;16" else np.int32
@@ -461,7 +484,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert np.abs(got.astype(int) - grey).max() <= 4
 
 
-def test_transparency_becomes_white(tmp_path):
+def test_transparency_becomes_white(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (20, 20), (10, 20, 30, 0))
     assert (save(tmp_path / "a.png", clear) == 255).all()
     palette = picture(size=(20, 20)).convert("P")
@@ -469,7 +492,7 @@ def test_transparency_becomes_white(tmp_path):
     assert (save(tmp_path / "b.png", palette, transparency=hole) == 255).all()
 
 
-def test_exif_orientation_is_followed(tmp_path):
+def test_exif_orientation_is_followed(tmp_path: Path) -> None:
     image = Image.new("RGB", (60, 40), "white")
     image.paste("black", (0, 0, 30, 40))  # left half, which orientation 6 turns to the top
     exif = Image.Exif()
@@ -479,15 +502,15 @@ def test_exif_orientation_is_followed(tmp_path):
     assert got[-6:].min() > 200
 
 
-def test_the_middle_square_is_kept(tmp_path):
+def test_the_middle_square_is_kept(tmp_path: Path) -> None:
     image = Image.new("RGB", (90, 30), "black")
     image.paste("white", (30, 0, 60, 30))
     assert save(tmp_path / "a.png", image).min() > 120
     assert save(tmp_path / "tiny.png", Image.new("RGB", (3, 5), "red")).shape == (16, 16, 3)
 
 
-def bomb(path, width, height):
-    def chunk(kind, body):
+def bomb(path: Path, width: int, height: int) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
@@ -499,14 +522,14 @@ def bomb(path, width, height):
 
 
 @pytest.mark.parametrize("size", [(20000, 5000), (60000, 60000)])
-def test_decompression_bombs_are_rejected_unopened(tmp_path, size):
+def test_decompression_bombs_are_rejected_unopened(tmp_path: Path, size: tuple[int, int]) -> None:
     bomb(tmp_path / "a.png", *size)
     with pytest.raises(Rejected, match=r"more than \d+ pixels"):
         load_square(tmp_path / "a.png", 16)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp"])
-def test_truncated_images_are_rejected(tmp_path, name):
+def test_truncated_images_are_rejected(tmp_path: Path, name: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     path = tmp_path / name
     Image.fromarray(noise).save(path)
@@ -515,7 +538,7 @@ def test_truncated_images_are_rejected(tmp_path, name):
         load_square(path, 16)
 
 
-def test_pixels_of_unknown_range_are_rejected(tmp_path):
+def test_pixels_of_unknown_range_are_rejected(tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 20), 0.5, np.float32)).save(tmp_path / "f.tiff")
     with pytest.raises(Rejected, match="floating-point"):
         load_square(tmp_path / "f.tiff", 16)
@@ -530,7 +553,7 @@ needs_font = pytest.mark.skipif(not NOTO.exists(), reason=f"no colour-emoji font
 
 
 @needs_font
-def test_emoji(tmp_path):
+def test_emoji(tmp_path: Path) -> None:
     pytest.importorskip("emoji")
     source = EmojiSource(config.Emoji(font=str(NOTO)), 32)
     assert len(source.keys) > 1000
@@ -550,7 +573,7 @@ def test_emoji(tmp_path):
 
 
 @needs_font
-def test_emoji_in_another_language():
+def test_emoji_in_another_language() -> None:
     pytest.importorskip("emoji")
     source = EmojiSource(config.Emoji(font=str(NOTO), language="de"), 32)
     assert source.read("1f600").captions == ["grinsendes gesicht"]
@@ -558,7 +581,7 @@ def test_emoji_in_another_language():
         EmojiSource(config.Emoji(font=str(NOTO), language="xx"), 32)
 
 
-def test_bad_fonts_are_user_errors(tmp_path):
+def test_bad_fonts_are_user_errors(tmp_path: Path) -> None:
     pytest.importorskip("emoji")
     with pytest.raises(UserError, match=r"data.source.font=.*gone.ttf: no such file; give a"):
         EmojiSource(config.Emoji(font=str(tmp_path / "gone.ttf")), 32)
@@ -567,7 +590,7 @@ def test_bad_fonts_are_user_errors(tmp_path):
         EmojiSource(config.Emoji(font=str(tmp_path / "bad.ttf")), 32)
 
 
-def test_without_the_emoji_package(monkeypatch):
+def test_without_the_emoji_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "emoji", None)
     with pytest.raises(UserError, match=r"pip install t2i-ray\[emoji\]"):
         EmojiSource(config.Emoji(), 32)

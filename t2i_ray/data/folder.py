@@ -92,7 +92,7 @@ class FolderSource:
         )
 
     def _csv(self, text: str) -> list[tuple[int, dict[str, Any]]]:
-        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         columns = reader.fieldnames or []
         for needed in (("image",), ("caption", "captions")):
             if not set(needed) & set(columns):
@@ -102,11 +102,12 @@ class FolderSource:
                 )
         rows = []
         for row in reader:
-            if "" in row or None in row.values():
+            if None in row or None in row.values():
                 raise UserError(
                     f"{self._where}: line {reader.line_num} has not {len(columns)} fields; quote "
                     "captions that hold commas"
                 )
+            row.pop("", None)  # the nameless column of row numbers that some programs write
             rows.append((reader.line_num, dict(row)))
         return rows
 

@@ -89,7 +89,8 @@ def prepare(
 def prefix_of(data: config.Data, source: Source) -> str:
     """``data/<kind>-<hash>`` of what decides the prepared form."""
     words = [data.source.model_dump(), source.fingerprint, data.load_size, data.shard_size]
-    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+    form = Manifest.model_fields["format"].default
+    digest = hashlib.sha256(json.dumps([form, *words], sort_keys=True).encode()).hexdigest()
     return f"data/{data.source.kind}-{digest[:12]}"
 
 
