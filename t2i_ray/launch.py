@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,7 +23,6 @@ from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.data import open_prepared, prepare
 from t2i_ray.runs import (
     RunRecord,
-    Status,
     begin_attempt,
     now,
     request_stop,
@@ -38,7 +38,6 @@ RAY_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-EXIT_CODES: dict[Status, int] = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
 
 
 def connect(config: Config) -> None:
@@ -95,6 +94,7 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
     Raises:
         UserError: something to mend before any worker starts.
     """
+    config = with_absolute_paths(config)
     store = open_store(config.storage)
     check_writable(store)
     destination = tracking.resolve(config)
@@ -131,9 +131,33 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
         "data": data,
         "about": about.to_json(),
     }
-    outcome = _fit(config, record.attempt, job_document, store)
+    with StopOnSignal(store, config.name) as stop:
+        outcome = _fit(config, record.attempt, job_document, store)
     _settle(store, config, record, outcome)
-    return EXIT_CODES[record.status]
+    return {"FINISHED": 0, "KILLED": 128 + stop.number}.get(record.status, 1)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The config with its local paths made absolute: workers have working directories of their own.
+
+    Raises:
+        UserError: a relative path in a Ray job, whose working directory is temporary.
+    """
+    document = config.model_dump(mode="json")
+    document["storage"]["uri"] = open_store(config.storage).uri
+    source, encoder = document["data"]["source"], document["encoder"]
+    places = [(source, "path"), (source, "font")]
+    if encoder["kind"] == "huggingface" and Path(encoder["model"]).expanduser().exists():
+        places.append((encoder, "model"))
+    for section, key in places:
+        value = section.get(key)
+        if not value or "://" in value:
+            continue
+        path = Path(value).expanduser()
+        if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            raise UserError(f"{key}={value}: a relative path in a Ray job; give an absolute one")
+        section[key] = str(path.resolve())
+    return parse_config(document)
 
 
 def _tell_prepared(done: int, total: int) -> None:
@@ -232,10 +256,9 @@ def _fit(config: Config, attempt: int, job: dict[str, Any], store: Store) -> dic
     # fit() would handle Ctrl-C by ending the workers where they stand, and SIGTERM not at all; in
     # a thread it leaves signals alone.
     thread = threading.Thread(target=fit, name="fit", daemon=True)
-    with StopOnSignal(store, config.name):
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
     return ending
 
 
@@ -254,21 +277,22 @@ class StopOnSignal:
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._name = name
-        self._asked = False
         self._before: dict[int, Any] = {}
+        self.number = 0  # of the signal that came
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> StopOnSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._asked:
+        if self.number:
             raise KeyboardInterrupt
-        self._asked = True
+        self.number = number
         print(
             f"{self._name}: {signal.Signals(number).name}: saving a checkpoint, then leaving",
             flush=True,
@@ -324,7 +348,12 @@ def _settle(store: Store, config: Config, record: RunRecord, outcome: dict[str, 
     )
 
 
-def sync(store: Store, record: RunRecord, config: Config | None = None) -> bool:
+def sync(
+    store: Store,
+    record: RunRecord,
+    config: Config | None = None,
+    tracking_uri: str | None = None,
+) -> bool:
     """Give MLflow whatever it lacks of a run, its model and its status; whether it has all.
 
     What the newest checkpoint held back is sent again: what MLflow has already, it stores once.
@@ -335,6 +364,9 @@ def sync(store: Store, record: RunRecord, config: Config | None = None) -> bool:
         if checkpoint is None:
             return True
         config = parse_config(checkpoint.documents["config"])
+    if tracking_uri:
+        moved = config.tracking.model_copy(update={"uri": tracking_uri})
+        config = config.model_copy(update={"tracking": moved})
     destination = tracking.resolve(config)
     complete = True
     if checkpoint is not None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import boto3
 import pytest
 from mlflow_server import MlflowServer
+from ray_cluster import RayCluster
+from runner import Runner
 from servers import Radosgw, S3Server, missing_programs
 
 
@@ -41,3 +43,20 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A Ray cluster of one node with four logical CPUs, for the whole session."""
+    cluster = RayCluster(tmp_path_factory.mktemp("ray"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def runner(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """t2i-ray on that cluster, with one storage folder for the whole session."""
+    return Runner(ray_cluster, tmp_path_factory.mktemp("runs"))

@@ -142,13 +142,16 @@ def evaluate(
 @app.command()
 def sync(
     names: Annotated[list[str] | None, typer.Argument(help="Runs; none: all.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Another MLflow than the run was started with.")
+    ] = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
 ) -> None:
     """Send MLflow what an outage kept back, and set right how runs ended."""
     from t2i_ray.cli.commands import sync_runs
 
-    raise typer.Exit(sync_runs(names or [], storage, endpoint))
+    raise typer.Exit(sync_runs(names or [], tracking_uri, storage, endpoint))
 
 
 @app.command()

@@ -60,7 +60,9 @@ def prepare_source(kind: str, settings: list[str], storage: str, endpoint: str |
 def show_runs(storage: str, endpoint: str | None) -> None:
     """A table of the runs."""
     store = opened(storage, endpoint)
-    table = Table("run", "status", "step", "images/s", "attempts", "last seen", "identity", "reason")
+    table = Table(
+        "run", "status", "step", "images/s", "attempts", "last seen", "identity", "reason"
+    )
     for record in list_runs(store):
         progress = read_progress(store, record.name)
         step = max(record.step, progress.get("step", 0))
@@ -77,14 +79,16 @@ def show_runs(storage: str, endpoint: str | None) -> None:
     Console().print(table if table.row_count else f"no runs in {store.uri}")
 
 
-def sync_runs(names: Sequence[str], storage: str, endpoint: str | None) -> int:
+def sync_runs(
+    names: Sequence[str], tracking_uri: str | None, storage: str, endpoint: str | None
+) -> int:
     """Publish what MLflow lacks; 1 if something is still left."""
     from t2i_ray import launch
 
     store = opened(storage, endpoint)
     records = [existing_run(store, name) for name in names] or list_runs(store)
-    behind = [record for record in records if not record.published]
-    done = [launch.sync(store, record) for record in behind]
+    behind = [record for record in records if names or not record.published]
+    done = [launch.sync(store, record, tracking_uri=tracking_uri) for record in behind]
     for record, complete in zip(behind, done, strict=True):
         print(f"{record.name}: {'complete' if complete else 'MLflow still lacks something'}")
     if not behind:

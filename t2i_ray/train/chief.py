@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +22,7 @@ from t2i_ray.encoders import Encoder
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.generate import to_uint8
 from t2i_ray.runs import now, run_store
-from t2i_ray.storage import Store
+from t2i_ray.storage import StorageError, Store
 from t2i_ray.tracking import About, Tracker, resolve
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.progress import Progress
@@ -267,6 +270,8 @@ class _Pulse:
         progress = {
             "step": self.step,
             "time": now(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
             "images_per_second": round(self.images_per_second, 1),
         }
         self._store.write("progress.json", json.dumps(progress).encode())
@@ -275,3 +280,5 @@ class _Pulse:
         """End the thread after a last word."""
         self._closing.set()
         self._thread.join(timeout=10)
+        with suppress(StorageError):
+            self._tell()

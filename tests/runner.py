@@ -1,0 +1,155 @@
+"""Running t2i-ray as its user does, and reading what came of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from ray_cluster import RayCluster
+
+from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.config import Storage
+from t2i_ray.runs import RunRecord, read_run, run_store
+from t2i_ray.storage import open_store
+
+#: Small enough for a second of training, and yet all of it: two pieces, a trained encoder, EMA.
+TINY: dict[str, Any] = {
+    "data": {
+        "source": {"kind": "synthetic-flowers", "images": 300},
+        "image_size": 16,
+        "load_size": 18,
+    },
+    "model": {
+        "noise_dim": 8,
+        "text_dim": 16,
+        "g_channels": [32, 16],
+        "d_channels": [16, 32],
+        "ema": 0.9,
+    },
+    "encoder": {
+        "kind": "bigru",
+        "vocabulary": 200,
+        "embedding_dim": 16,
+        "hidden_dim": 16,
+        "dim": 32,
+        "max_tokens": 24,
+    },
+    "train": {"steps": 60, "batch_size": 16, "micro_batches": 2, "sample_every": 40},
+    "checkpoint": {"every": 10, "keep": 2},
+}
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A storage folder on a cluster."""
+
+    cluster: RayCluster
+    folder: Path
+
+    def config(self, name: str) -> Path:
+        path = self.folder / f"{name}.yaml"
+        storage = {"uri": str(self.folder / "store")}
+        path.write_text(yaml.safe_dump({"name": name, **TINY, "storage": storage}))
+        return path
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "t2i_ray", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**self.cluster.env, **(env or {})},
+            cwd=self.folder,
+        )
+
+    def start_training(
+        self, name: str, *overrides: str, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        return self.start("train", str(self.config(name)), *overrides, env=env)
+
+    def train(
+        self, name: str, *overrides: str, code: int = 0, env: dict[str, str] | None = None
+    ) -> str:
+        """Train to the end, and give what was printed."""
+        return finish(self.start_training(name, *overrides, env=env), code)
+
+    def run(self, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+        return finish(self.start(*arguments, env=env), code)
+
+    # ------------------------------------------------------------------ what came of it
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(uri=str(self.folder / "store"))
+
+    def record(self, name: str) -> RunRecord:
+        record = read_run(open_store(self.storage), name)
+        assert record is not None
+        return record
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        store = run_store(open_store(self.storage), name).within("checkpoints")
+        checkpoint = Checkpoints(store, keep=1).latest()
+        assert checkpoint is not None
+        return checkpoint
+
+    def sums(self, name: str, step: int) -> dict[str, str]:
+        """sha256 of every tensor file of a checkpoint."""
+        folder = self.folder / f"store/runs/{name}/checkpoints/step_{step:08d}"
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return {
+            file: entry["sha256"]
+            for file, entry in manifest["files"].items()
+            if file.endswith(".safetensors")
+        }
+
+    def mlflow(self, uri: str | None = None) -> MlflowClient:
+        return MlflowClient(uri or f"sqlite:///{self.folder}/store/mlflow.db")
+
+    def mlflow_run(self, name: str, uri: str | None = None) -> Any:
+        client = self.mlflow(uri)
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        (run,) = client.search_runs(experiments, f"tags.`t2i_ray.run` = '{self.record(name).key}'")
+        return run
+
+    def curves(self, name: str, uri: str | None = None) -> dict[str, list[tuple[int, float]]]:
+        """Every loss and accuracy in MLflow as (step, value), in the order of steps."""
+        run = self.mlflow_run(name, uri)
+        client = self.mlflow(uri)
+        return {
+            key: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
+            for key in run.data.metrics
+            if not key.startswith("perf/")
+        }
+
+    def wait_for_checkpoint(self, name: str, step: int) -> None:
+        """Until the checkpoint of this step, or a later one, is durable."""
+        folder = self.folder / f"store/runs/{name}/checkpoints"
+        until(
+            lambda: any(
+                int(path.parent.name.removeprefix("step_")) >= step
+                for path in folder.glob("step_*/manifest.json")
+            )
+        )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for a command and check its exit code."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit code {process.returncode}:\n{output}"
+    return output
+
+
+def until(ready: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

@@ -1,0 +1,179 @@
+"""Runs on a real Ray cluster: equal curves whatever happens to the workers or the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from runner import Runner, finish, until
+
+STEPS = 60
+TWO = "cluster.workers=2"
+
+
+@pytest.fixture(scope="module")
+def unbroken(runner: Runner) -> str:
+    """A run of two workers that nothing happened to; its name."""
+    runner.train("unbroken", TWO)
+    return "unbroken"
+
+
+def assert_same_run(runner: Runner, name: str, unbroken: str) -> None:
+    """Same weights and optimisers, same curves in MLflow, bit for bit, each step once."""
+    assert runner.sums(name, STEPS) == runner.sums(unbroken, STEPS)
+    curves = runner.curves(name)
+    assert curves == runner.curves(unbroken)
+    for key in ("d_loss", "g_loss"):
+        assert [step for step, _ in curves[key]] == list(range(1, STEPS + 1)), key
+    assert runner.record(name).status == runner.mlflow_run(name).info.status == "FINISHED"
+
+
+def test_a_run_leaves_all_it_promised(runner: Runner, unbroken: str) -> None:
+    run = runner.mlflow_run(unbroken)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optim.lr_g"] == "0.0002"
+    assert run.data.tags["mlflow.source.git.commit"]
+    assert run.inputs.dataset_inputs[0].dataset.name == "synthetic-flowers"
+    assert run.data.metrics["perf/cpu_seconds"] > 0
+    paths = {file.path for file in runner.mlflow().list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "losses.png", "samples"} <= paths
+    files = {p.name for p in (runner.folder / f"store/runs/{unbroken}/checkpoints").iterdir()}
+    assert files == {"step_00000050", "step_00000060"}  # keep: 2
+    assert runner.record(unbroken).published
+
+
+def test_finished_run_is_left_alone(runner: Runner, unbroken: str) -> None:
+    before = runner.sums(unbroken, STEPS)
+    output = runner.train(unbroken, TWO)
+    assert "finished already" in output
+    assert runner.sums(unbroken, STEPS) == before
+    assert len(runner.record(unbroken).attempts) == 1
+
+
+def test_same_name_with_another_identity_is_refused(runner: Runner, unbroken: str) -> None:
+    output = runner.train(unbroken, TWO, "optim.lr_g=0.001", code=2)
+    error = output.strip().splitlines()[-1]
+    assert error.startswith("error: name='unbroken'")
+    assert "optim.lr_g: 0.0002 there, 0.001 here" in error
+
+
+def test_killed_worker(runner: Runner, unbroken: str) -> None:
+    """SIGKILL of rank 0, which holds the spool: Ray restarts the group."""
+    process = runner.start_training("killed-worker", TWO)
+    runner.wait_for_checkpoint("killed-worker", 20)
+    progress = Path(runner.folder / "store/runs/killed-worker/progress.json")
+    os.kill(json.loads(progress.read_text())["pid"], signal.SIGKILL)
+    output = finish(process)
+    assert "continues from step" in output
+    assert_same_run(runner, "killed-worker", unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_stopped_and_continued(runner: Runner, unbroken: str, number: signal.Signals) -> None:
+    name = f"stopped-{number.name.lower()}"
+    process = runner.start_training(name, TWO)
+    runner.wait_for_checkpoint(name, 10)
+    process.send_signal(number)
+    output = finish(process, code=128 + number)
+    record = runner.record(name)
+    assert record.status == runner.mlflow_run(name).info.status == "KILLED"
+    assert 10 <= record.step < STEPS
+    assert runner.checkpoint(name).step == record.step, output
+    # All that was computed is committed.
+    assert [step for step, _ in runner.curves(name)["d_loss"]] == list(range(1, record.step + 1))
+    output = runner.train(name, TWO)
+    assert f"continues from step {record.step}" in output
+    assert_same_run(runner, name, unbroken)
+
+
+def test_killed_driver(runner: Runner, unbroken: str) -> None:
+    """A driver that could not say goodbye: the same command sets all right."""
+    process = runner.start_training("killed-driver", TWO)
+    runner.wait_for_checkpoint("killed-driver", 10)
+    process.kill()
+    process.communicate()
+    assert runner.record("killed-driver").status == "RUNNING"
+    output = runner.train("killed-driver", TWO)
+    assert "continues from step" in output
+    assert_same_run(runner, "killed-driver", unbroken)
+
+
+def test_damaged_checkpoint_is_passed_over(runner: Runner, unbroken: str) -> None:
+    process = runner.start_training("damaged", TWO)
+    runner.wait_for_checkpoint("damaged", 20)
+    process.send_signal(signal.SIGTERM)
+    finish(process, code=143)
+    step = runner.record("damaged").step
+    folder = runner.folder / f"store/runs/damaged/checkpoints/step_{step:08d}"
+    data = bytearray((folder / "generator.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "generator.safetensors").write_bytes(data)
+    output = runner.train("damaged", TWO)
+    assert "generator.safetensors is damaged" in output
+    assert_same_run(runner, "damaged", unbroken)
+
+
+@pytest.mark.parametrize(
+    ("precision", "steps", "tolerance"), [("float64", 50, 1e-8), ("float32", 20, 1e-3)]
+)
+def test_one_two_and_three_workers_agree(
+    runner: Runner, precision: str, steps: int, tolerance: float
+) -> None:
+    """The number of workers is no part of the algorithm; three share four pieces unevenly."""
+    curves = []
+    for workers in (1, 2, 3) if precision == "float64" else (1, 2):
+        name = f"{precision}-{workers}"
+        runner.train(
+            name,
+            f"cluster.workers={workers}",
+            f"train.precision={precision}",
+            f"train.steps={steps}",
+            "train.micro_batches=4",
+            "train.sample_every=0",
+        )
+        curves.append(runner.checkpoint(name).tensors["history"])
+    first, *others = curves
+    assert first["step"].tolist() == list(range(1, steps + 1))
+    for other in others:
+        for key in ("d_loss", "g_loss", "d_real", "d_wrong", "d_fake"):
+            error = ((other[key] - first[key]) / first[key]).abs().max().item()
+            assert error < tolerance, f"{key}: {error}"
+
+
+def test_mlflow_down_all_the_time(runner: Runner, unbroken: str, unused_port: int) -> None:
+    """Training does not care; sync sends everything afterwards, once."""
+    dead = f"http://127.0.0.1:{unused_port}"
+    output = runner.train("mlflow-down", TWO, f"tracking.uri={dead}")
+    assert "MLflow is behind" in output
+    record = runner.record("mlflow-down")
+    assert (record.status, record.published) == ("FINISHED", False)
+    assert runner.sums("mlflow-down", STEPS) == runner.sums(unbroken, STEPS)
+    store = str(runner.folder / "store")
+    assert "still lacks" in runner.run("sync", "mlflow-down", "-s", store, code=1)
+    uri = f"sqlite:///{runner.folder}/store/mlflow.db"
+    runner.run("sync", "mlflow-down", "-s", store, "--tracking-uri", uri)
+    runner.run("sync", "mlflow-down", "-s", store, "--tracking-uri", uri)
+    assert_same_run(runner, "mlflow-down", unbroken)
+
+
+def test_runs_lists_them(runner: Runner, unbroken: str) -> None:
+    output = runner.run("runs", "-s", str(runner.folder / "store"), env={"COLUMNS": "200"})
+    (line,) = [line for line in output.splitlines() if f" {unbroken} " in line]
+    assert "FINISHED" in line
+    assert "60/60" in line
+
+
+@pytest.fixture
+def unused_port() -> int:
+    from servers import free_port
+
+    return free_port()
+
+
+def test_progress_is_told(runner: Runner, unbroken: str) -> None:
+    progress = json.loads((runner.folder / f"store/runs/{unbroken}/progress.json").read_text())
+    assert progress["step"] == STEPS
+    until(lambda: not Path(f"/proc/{progress['pid']}").exists(), seconds=30)
