@@ -224,7 +224,7 @@ class GanCls:
         """
         if last:
             loss = reduce(loss)
-        loss.backward(inputs=parameters, retain_graph=keep)
+        torch.autograd.backward(loss, inputs=parameters, retain_graph=keep)
 
     def _average(self, step: int) -> None:
         """EMA of generator and encoder; its first steps are shorter, to forget the start."""

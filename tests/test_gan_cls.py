@@ -1,7 +1,6 @@
 """The step against a textbook implementation of Algorithm 1, in double precision."""
 
 import math
-import socket
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -223,60 +222,47 @@ def test_losses_are_those_of_the_paper() -> None:
 # --------------------------------------------------------------------------------- DDP
 
 
-def _rank(rank: int, world: int, port: int, update: str, recompute: bool, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
+VARIANTS = [("alternating", False), ("alternating", True), ("simultaneous", False)]
+
+
+def _train(update: str, recompute: bool, rank: int, world: int) -> dict[str, Tensor]:
+    """What three steps leave behind: gradients, losses and state."""
     gan = make_gan(micro_batches=4, update=update, recompute_fakes=recompute)
     gan.distribute()
     for step in range(3):
         mine = make_pieces(4, seed=step)[rank::world]  # 3 workers: shares of 2, 1 and 1
         losses = gan.step(mine, step, 4, world)
     gan.refresh_ema_statistics(make_pieces(1))
-    names = sorted(losses)
-    total = torch.stack([losses[name] for name in names])
-    torch.distributed.all_reduce(total)
-    tensors = {f"{p}.{n}": t for p, ts in gan.state().items() for n, t in ts.items()}
-    tensors["losses"] = total
+    tensors = {f"{part}.{n}": t for part, ts in gan.state().items() for n, t in ts.items()}
     tensors |= {f"gradient.{n}": t.contiguous() for n, t in gradients(gan).items()}
-    save_file(tensors, f"{folder}/{rank}.safetensors")
+    tensors["losses"] = torch.stack([losses[name] for name in sorted(losses)])
+    if world > 1:
+        torch.distributed.all_reduce(tensors["losses"])
+    return {f"{update}.{recompute}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _rank(rank: int, world: int, store: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world
+    )
+    tensors = {n: t for v in VARIANTS for n, t in _train(*v, rank, world).items()}
+    save_file(tensors, f"{store}.{rank}")
     torch.distributed.destroy_process_group()
 
 
-def run_ranks(folder: Path, world: int, update: str, recompute: bool) -> list[dict[str, Tensor]]:
-    folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(  # type: ignore[no-untyped-call]
-        _rank, (world, port, update, recompute, str(folder)), nprocs=world
-    )
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(world)]
-
-
-@pytest.mark.parametrize(
-    ("update", "recompute"),
-    [("alternating", False), ("alternating", True), ("simultaneous", False)],
-)
-def test_any_number_of_workers_makes_the_same_update(
-    update: str, recompute: bool, tmp_path: Path
-) -> None:
-    alone = make_gan(micro_batches=4, update=update, recompute_fakes=recompute)
-    for step in range(3):
-        losses = alone.step(make_pieces(4, seed=step), step, 4, 1)
-    alone.refresh_ema_statistics(make_pieces(1))
-    wanted = {f"{p}.{n}": t for p, ts in alone.state().items() for n, t in ts.items()}
-    wanted["losses"] = torch.stack([losses[name] for name in sorted(losses)])
-    wanted |= {f"gradient.{n}": t for n, t in gradients(alone).items()}
-    for world in (2, 3):
-        ranks = run_ranks(tmp_path / str(world), world, update, recompute)
-        for name, value in ranks[0].items():
-            for other in ranks[1:]:
-                assert torch.equal(value, other[name]), f"ranks disagree on {name}"
-            scale = wanted[name].abs().max()
-            assert scale > 1e-7, f"{name} is nothing: this would compare zeros"
-            assert (value - wanted[name]).abs().max() <= 1e-10 * scale, name
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_workers_makes_the_same_update(world: int, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    spawn(_rank, (world, store), nprocs=world)  # type: ignore[no-untyped-call]
+    ranks = [load_file(f"{store}.{rank}") for rank in range(world)]
+    wanted = {n: t for v in VARIANTS for n, t in _train(*v, 0, 1).items()}
+    for name, value in wanted.items():
+        for other in ranks[1:]:
+            assert torch.equal(ranks[0][name], other[name]), f"ranks disagree on {name}"
+        scale = value.abs().max()
+        assert scale > 1e-7, f"{name} is nothing: this would compare zeros"
+        assert (ranks[0][name] - value).abs().max() <= 1e-10 * scale, name
 
 
 # ----------------------------------------------------------------------------- networks
