@@ -214,14 +214,16 @@ def test_an_unreadable_pin_keeps_everything(
 
 
 def test_a_damaged_newer_one_does_not_push_out_a_sound_one(store: GatedStore) -> None:
-    checkpoints = Checkpoints(store, keep=1)
+    checkpoints = Checkpoints(store, keep=2)
+    save(checkpoints, 20)
     save(checkpoints, 30)
     damage(store.root / "step_00000030" / "state.json")
     save(checkpoints, 25)  # resumed from before 30, with another interval
+    assert checkpoints.steps() == [20, 25, 30]
     assert is_sound(checkpoints.latest(), 25)
     save(checkpoints, 30)
     assert is_sound(checkpoints.latest(), 30)
-    assert checkpoints.steps() == [30]
+    assert checkpoints.steps() == [25, 30]
 
 
 # ------------------------------------------------------------------------------ damage

@@ -4,25 +4,25 @@ import hashlib
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from boto3.s3.transfer import TransferConfig
 from servers import S3Server
 
 from t2i_ray import config
 from t2i_ray.config import UserError
 from t2i_ray.storage import MissingKey, StorageError, Store, check_writable, open_store
-
-BIG = 70 << 20  # above the size from which S3 takes several parts
+from t2i_ray.storage.s3 import S3Store, _client
 
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No credentials or servers of whoever runs the tests; a cache of the test's own."""
-    from t2i_ray.storage.s3 import _client
-
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -30,6 +30,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("T2I_RAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.setattr("t2i_ray.storage.s3._ATTEMPTS", 2)
     _client.cache_clear()  # a client keeps the credentials it was made with
     yield
     _client.cache_clear()
@@ -119,9 +120,13 @@ def test_within_sees_what_is_below(store: Store) -> None:
     assert store.list() == []
 
 
-def test_a_large_file_arrives_and_is_fetched_whole(store: Store, tmp_path: Path) -> None:
+def test_a_large_file_arrives_and_is_fetched_whole(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = TransferConfig(multipart_threshold=6 << 20, multipart_chunksize=5 << 20)
+    monkeypatch.setattr("t2i_ray.storage.s3._TRANSFER", parts)
     source = tmp_path / "source"
-    source.write_bytes(os.urandom(1 << 20) * (BIG >> 20))
+    source.write_bytes(os.urandom(11 << 20))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     store.upload(source, "data/shard.npy")
     path = store.fetch("data/shard.npy", digest)
@@ -184,6 +189,11 @@ def test_a_place_that_is_a_file(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_local_store_does_without_boto3() -> None:
+    code = "import sys, t2i_ray.storage; sys.exit('boto3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 # ------------------------------------------------------------------------------------ S3
 
 
@@ -197,6 +207,34 @@ def test_a_damaged_download_is_refused(s3_config: config.Storage, tmp_path: Path
     assert store.fetch("shard", good).read_bytes() == b"content"
     store.delete("shard")
     assert store.fetch("shard", good).read_bytes() == b"content"  # from the cache
+
+
+def test_the_workers_of_a_node_download_once(
+    s3_config: config.Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3_config)
+    store.write("shard", b"content")
+    digest = hashlib.sha256(b"content").hexdigest()
+    downloads: list[str] = []
+    download = S3Store._download
+
+    def counted(self: S3Store, key: str, sha256: str, path: Path) -> Path:
+        downloads.append(key)
+        return download(self, key, sha256, path)
+
+    monkeypatch.setattr(S3Store, "_download", counted)
+    paths: list[Path] = []
+    workers = [
+        threading.Thread(target=lambda: paths.append(store.fetch("shard", digest)))
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert downloads == ["shard"]
+    assert len(paths) == 4
+    assert {path.read_bytes() for path in paths} == {b"content"}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20)
+_ATTEMPTS = 8  # with growing pauses: some 5 s if each fails at once
 _PAGE = 1000  # as many keys as one request may name
 _BROKEN_READS = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
@@ -213,7 +214,7 @@ def _client(endpoint: str | None, region: str | None) -> S3Client:
         config=Config(
             connect_timeout=5,
             read_timeout=30,
-            retries={"mode": "standard", "total_max_attempts": 8},
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
             **settings,
         ),
     )
