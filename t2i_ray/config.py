@@ -260,6 +260,9 @@ class Tracking(Section):
     )
     experiment: str = operational("t2i_ray", doc="MLflow's experiment.")
     enabled: bool = operational(True, doc="Whether to log to MLflow at all.")
+    register_model: bool = operational(
+        False, doc="Make the finished run's generator a version in MLflow's model registry."
+    )
 
 
 class Cluster(Section):
@@ -373,6 +376,8 @@ def _one_line(error: ValidationError) -> str:
             lines.append(f"{where}: unknown key; remove it or mend its spelling")
         elif problem["type"] == "missing":
             lines.append(f"{where}: missing; it must be given")
+        elif problem["type"] == "union_tag_not_found":
+            lines.append(f"{where}: say which kind it is, e.g. {where}.kind=...")
         elif problem["type"] == "value_error":
             lines.append(
                 f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t2i_ray.checkpoint import Checkpoint
 from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.data import counter_rng
 from t2i_ray.encoders import Encoder, load_encoder
-from t2i_ray.models import Generator
+from t2i_ray.models import Generator, reserve_statistics
 
 #: The files of a checkpoint that make pictures; a folder of them is a model.
 MODEL_TENSORS = ("generator_ema", "encoder_ema")
@@ -30,6 +31,14 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return array
 
 
+def export(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the part of a checkpoint that makes pictures; ``Pipeline.from_folder`` reads it."""
+    for part in MODEL_TENSORS:
+        save_file(checkpoint.tensors[part], folder / f"{part}.safetensors")
+    for part in MODEL_DOCUMENTS:
+        (folder / f"{part}.json").write_text(json.dumps(checkpoint.documents[part], indent=1))
+
+
 class Pipeline:
     """Captions and noise in, pictures out."""
 
@@ -40,13 +49,15 @@ class Pipeline:
 
     @classmethod
     def from_parts(
-        cls, tensors: dict[str, dict[str, Tensor]], documents: dict[str, object]
+        cls, tensors: Mapping[str, dict[str, Tensor]], documents: Mapping[str, Any]
     ) -> Pipeline:
         """From the tensors and JSON documents that a checkpoint holds."""
-        config = parse_config(documents["config"])  # type: ignore[arg-type]
-        encoder = load_encoder(documents["encoder"])  # type: ignore[arg-type]
+        config = parse_config(documents["config"])
+        encoder = load_encoder(documents["encoder"])
         encoder.module.load_state_dict(_float32(tensors["encoder_ema"]))
-        generator = Generator.from_config(config.model, encoder.dim, config.data.image_size)
+        model = config.model
+        generator = Generator(model.noise_dim, encoder.dim, model.text_dim, model.g_channels)
+        reserve_statistics(generator)
         generator.load_state_dict(_float32(tensors["generator_ema"]))
         encoder.module.eval().float()
         return cls(config, encoder, generator.eval())
@@ -94,7 +105,7 @@ class Pipeline:
     @torch.inference_mode()
     def draw(self, codes: Tensor, noise: Tensor) -> np.ndarray:
         """Codes [n, dim] and noise [n, noise_dim] to uint8 pictures [n, S, S, 3]."""
-        parts = zip(noise.split(BATCH), codes.split(BATCH), strict=True)
+        parts = zip(torch.split(noise, BATCH), torch.split(codes, BATCH), strict=True)
         return np.concatenate([to_uint8(self._generator(z, code)) for z, code in parts])
 
     def images(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from t2i_ray import tracking
-from t2i_ray.checkpoint import Checkpoints
+from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.data import open_prepared, prepare
+from t2i_ray.generate import export
 from t2i_ray.runs import (
     RunRecord,
     begin_attempt,
@@ -85,7 +88,17 @@ def ray_tasks(function: Callable[[Any], Any], arguments: Sequence[Any]) -> Itera
     pending = [task.remote(argument) for argument in arguments]
     while pending:
         done, pending = ray.wait(pending)
-        yield ray.get(done[0])
+        yield _result(done[0])
+
+
+def _result(reference: Any) -> Any:
+    """A task's result; a user's error comes out as it went in, without the task's traceback."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
@@ -167,7 +180,7 @@ def _tell_prepared(done: int, total: int) -> None:
 def _once_per_data_set(config: Config, data: str) -> None:
     """What every run on this data shares is made once, on the cluster, before the workers start."""
     task = ray.remote(num_cpus=1, num_gpus=1 if config.cluster.gpu else 0)(make_shared)
-    ray.get(task.remote(config.model_dump(mode="json"), data))
+    _result(task.remote(config.model_dump(mode="json"), data))
 
 
 def make_shared(document: dict[str, Any], data: str) -> None:
@@ -371,8 +384,25 @@ def sync(
     complete = True
     if checkpoint is not None:
         complete = tracking.sync(destination, checkpoint.documents["tracking"], store, timeout=60)
+    if complete and destination and checkpoint and record.status == "FINISHED":
+        complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
     if complete:
         complete = tracking.set_status(destination, record.key, record.status, record.reason)
     record.published = complete
     write_run(store, record)
     return complete
+
+
+def _log_model(
+    destination: tracking.Destination, key: str, checkpoint: Checkpoint, register: bool
+) -> bool:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "generator"
+        folder.mkdir()
+        export(checkpoint, folder)
+        try:
+            tracking.log_model(destination, key, folder, step=checkpoint.step, register=register)
+        except Exception as error:  # whatever MLflow or its transport may raise
+            print(f"warning: the model is not in MLflow yet: {error}", flush=True)
+            return False
+    return True

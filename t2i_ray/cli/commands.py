@@ -108,7 +108,7 @@ def load_model(model: str, storage: str, endpoint: str | None) -> Pipeline:
     if model.startswith(("models:/", "runs:/")):
         from t2i_ray.tracking import download_model
 
-        return Pipeline.from_folder(download_model(model))
+        return Pipeline.from_folder(download_model(model, Storage(uri=storage, endpoint=endpoint)))
     if Path(model).is_dir():
         return Pipeline.from_folder(model)
     store = opened(storage, endpoint)
