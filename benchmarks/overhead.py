@@ -74,7 +74,7 @@ def whole(config_path: str, overrides: list[str], name: str, store: Path) -> flo
     (run,) = client.search_runs(ids, f"attributes.run_name = '{name}'")
     history = {m.step: m.timestamp for m in client.get_metric_history(run.info.run_id, "d_loss")}
     steps = load_config(config_path, overrides).train
-    seconds = (history[steps.steps] - history[WARM_UP]) / 1000
+    seconds: float = (history[steps.steps] - history[WARM_UP]) / 1000
     return (steps.steps - WARM_UP) * steps.batch_size / seconds
 
 

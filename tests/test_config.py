@@ -79,7 +79,7 @@ def test_missing_file_is_a_user_error(tmp_path: Path) -> None:
 
 def test_identity_ignores_what_the_curve_does_not_depend_on() -> None:
     base = identity_hash(minimal(), "d")
-    operational = [
+    operational: list[dict[str, object]] = [
         {"cluster": {"threads": 4}},
         {"storage": {"uri": "/elsewhere"}},
         {"checkpoint": {"every": 7}},
@@ -89,13 +89,14 @@ def test_identity_ignores_what_the_curve_does_not_depend_on() -> None:
     ]
     for change in operational:
         assert identity_hash(minimal(**change), "d") == base, change
-    for change in (
+    others: list[dict[str, object]] = [
         {"seed": 1},
         {"optim": {"lr_g": 1e-3}},
         {"train": {"steps": 11}},
         {"train": {"steps": 10, "micro_batches": 2}},
         {"encoder": {"kind": "bigru", "dim": 8}},
-    ):
+    ]
+    for change in others:
         assert identity_hash(minimal(**change), "d") != base, change
     assert identity_hash(minimal(), "other data") != base
 

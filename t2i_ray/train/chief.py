@@ -99,6 +99,7 @@ class Chief(Bystander):
         self._feed = feed
         self._worker = worker
         self._scores: dict[str, float] = {}
+        self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
         self._train_seconds = 0.0
         if checkpoint:
@@ -219,13 +220,25 @@ class Chief(Bystander):
                 "tracking": self._tracker.snapshot(step),
             },
             score=self._scores.get(self._config.checkpoint.best or ""),
-            on_durable=self._tracker.commit,
+            on_durable=self._commit,
         )
 
     def _artifact(self, key: str, data: bytes) -> None:
-        """A file of the run: kept in storage, and shown by MLflow once committed."""
-        self._store.write(key, data)
+        """A file of the run, to be kept in storage and shown by MLflow with the next checkpoint."""
+        self._files[key] = data
         self._tracker.artifact(f"runs/{self._config.name}/{key}", key)
+
+    def _commit(self, step: int) -> None:
+        """In the checkpoint's thread, once it is durable."""
+        while self._files:
+            key, data = next(iter(self._files.items()))
+            try:
+                self._store.write(key, data)
+            except StorageError as error:
+                print(f"warning: {key} is written with the next checkpoint: {error}", flush=True)
+                break
+            del self._files[key]
+        self._tracker.commit(step)
 
     def give_up(self) -> None:
         """The run has failed for good: MLflow may show also what no checkpoint covers."""
