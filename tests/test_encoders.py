@@ -58,25 +58,8 @@ def test_vocabulary_is_of_the_most_frequent_words_whatever_their_order() -> None
 
 
 def test_vocabulary_keeps_the_most_frequent_words_only() -> None:
-    words = [
-        "a",
-        "b",
-        "c",
-        "d",
-        "e",
-        "f",
-        "g",
-        "h",
-        "i",
-        "j",
-        "k",
-        "l",
-        "m",
-        "n",
-        "o",
-        "p",
-    ]  # 16, each more often than the next
-    captions = ["zz"] + [" ".join(words[: n + 1]) for n in range(16) for _ in range(2)]
+    words = [f"w{i:02}" for i in range(16, 0, -1)]  # each more frequent than the next
+    captions = ["aa", *[" ".join(words[: n + 1]) for n in range(16)] * 2]
     description = build_encoder(BiGRU(vocabulary=16), captions).describe()
     kept = json.loads(description["tokenizer"])["model"]["vocab"]
     assert kept == {word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}
@@ -170,7 +153,7 @@ def test_trained_encoders_rows_are_not_cached(store: Store) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random XLNet, GPT-2 and T5 models of a few thousand weights, with a tokenizer each."""
+    """Random XLNet, GPT-2, BERT and T5 models of a few thousand weights, with a tokenizer each."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     words = tokenizers.SentencePieceUnigramTokenizer()
@@ -205,6 +188,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 initializer_range=0.3,
             )
         ),
+        "bert": transformers.BertModel(
+            transformers.BertConfig(
+                vocab_size=len(xlnet),
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+                initializer_range=0.3,
+            ),
+            add_pooling_layer=False,  # as many on the hub: AutoModel would draw one at random
+        ),
         "t5": transformers.T5Model(
             transformers.T5Config(
                 vocab_size=len(xlnet), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
@@ -226,7 +220,7 @@ def frozen(folder: Path | str, **fields: object) -> Encoder:
     return build_encoder(HuggingFace(model=str(folder), **fields), [])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["xlnet", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["xlnet", "gpt2", "bert", "t5"])
 def test_padding_does_not_change_an_embedding(folders: dict[str, Path], name: str) -> None:
     encoder = frozen(folders[name])
     together = encoder.rows(CAPTIONS)
@@ -282,7 +276,7 @@ def test_embedding_leaves_torchs_random_numbers_alone(folders: dict[str, Path]) 
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    frozen(folders["xlnet"]).rows(CAPTIONS)
+    frozen(folders["bert"]).rows(CAPTIONS)
     torch.testing.assert_close(torch.rand(2), expected, rtol=0, atol=0)
 
 
