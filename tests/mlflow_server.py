@@ -38,11 +38,13 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 command, stdout=output, stderr=output, env=environment, start_new_session=True
             )
-        for _ in range(600):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health"):
+        end = time.monotonic() + 180  # a busy machine
+        while time.monotonic() < end and self._process.poll() is None:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5),
+            ):
                 return
-            if self._process.poll() is not None:
-                break
             time.sleep(0.1)
         self.stop()
         raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-2000:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,7 @@ def log_model(
     run = find_run(client, destination, key)
     if run is None:
         raise LookupError(f"no run {key} in MLflow's experiment {destination.experiment}")
-    logged, _, uri = run.data.tags.get(MODEL_TAG, "").partition(" ")
+    logged, _, uri = str(run.data.tags.get(MODEL_TAG, "")).partition(" ")
     with _pointed_at(destination):
         if logged != str(step):
             uri = _log(run.info.run_id, folder, step)
@@ -87,30 +88,31 @@ def download_model(uri: str, storage: Storage) -> Path:
 
 @contextlib.contextmanager
 def _pointed_at(destination: Destination) -> Iterator[None]:
-    """For the calls that know only the process-wide server."""
-    import mlflow
+    """For the calls that know only the process-wide server.
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(destination.uri)
-    mlflow.set_registry_uri(destination.uri)
+    By the environment: mlflow.set_tracking_uri changes it as well, and does not put it back.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = destination.uri
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        del os.environ["MLFLOW_TRACKING_URI"]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _log(run_id: str, folder: Path, step: int) -> str:
-    import mlflow.pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
+    with warnings.catch_warnings():  # hints for authors of type hints and input examples
+        warnings.simplefilter("ignore", UserWarning)
+        import mlflow.pyfunc
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import ColSpec, Schema
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "caption"), ColSpec("long", "seed", required=False)]),
-        outputs=Schema([ColSpec("string", "png")]),
-    )
-    with warnings.catch_warnings():  # MLflow would load the model to try an example
-        warnings.filterwarnings("ignore", ".*An input example was not provided")
+        signature = ModelSignature(
+            inputs=Schema([ColSpec("string", "caption"), ColSpec("long", "seed", required=False)]),
+            outputs=Schema([ColSpec("string", "png")]),
+        )
         info = Model.log(
             artifact_path=None,
             name="generator",

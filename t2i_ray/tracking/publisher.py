@@ -39,7 +39,8 @@ class Publisher:
         store: holds the artifacts' bytes.
         spool: what to publish.
         lock: notified when something was sent.
-        revive: whether the run is RUNNING from now on.
+        owner: whether this attempt is at work, so that the run is RUNNING and its tags are this
+            attempt's; else only what MLflow lacks is added.
     """
 
     def __init__(
@@ -49,14 +50,14 @@ class Publisher:
         store: Store,
         spool: Spool,
         lock: threading.Condition,
-        revive: bool = True,
+        owner: bool = True,
     ):
         self._destination = destination
         self._about = about
         self._store = store
         self._spool = spool
         self._lock = lock
-        self._revive = revive
+        self._owner = owner
         self._client: MlflowClient = None
         self._run_id: str | None = None
         self._described = False
@@ -96,13 +97,15 @@ class Publisher:
         self._refuse_if_late(run)
         self._step = int(run.data.tags.get(STEP_TAG, 0))
         if self._have is None:
-            self._have = self._published_beyond_the_checkpoint(run)
+            self._have = self._published_already(run)
         tags = {ATTEMPT_TAG: str(self._about.attempt), **self._about.tags}
+        if not self._owner:
+            tags = {name: value for name, value in tags.items() if name not in run.data.tags}
         self._set_tags(run_id, tags)
         self._send_params(run)
         if self._about.dataset:
             self._client.log_inputs(run_id, [_dataset_input(self._about.dataset)])
-        if self._revive and run.info.status != "RUNNING":
+        if self._owner and run.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
         self._run_id = run_id
 
@@ -115,20 +118,25 @@ class Publisher:
             raise Fenced(f"attempt {newest} has taken over from attempt {self._about.attempt}")
         self._fence_time = time.monotonic()
 
-    def _published_beyond_the_checkpoint(self, run: Run) -> set[tuple[str, int]]:
-        """What an attempt that was ahead of our checkpoint has published: it is not sent again.
+    def _published_already(self, run: Run) -> set[tuple[str, int]]:
+        """What MLflow has, if an attempt that was ahead of our checkpoint has published it.
 
         So it is after a checkpoint turned out damaged, or after a run that failed between two
-        checkpoints was started again. Usually there is none, and no history is read.
+        checkpoints was started again. Usually it is not, and no history is read.
         """
         with self._lock:
-            base = self._spool.base
-            if base is None or self._step <= base:
-                self._spool.base = None
-                return set()
-        log.info("MLflow has steps %d to %d already; they stay as they are", base + 1, self._step)
-        histories = [self._client.get_metric_history(run.info.run_id, k) for k in run.data.metrics]
-        return {(metric.key, metric.step) for history in histories for metric in history}
+            if not self._owner:
+                first = self._spool.first_step()
+            elif self._spool.base is not None and self._step > self._spool.base:
+                first = self._spool.base + 1
+                log.info("MLflow has steps %d to %d: they stay as they are", first, self._step)
+            else:
+                first = self._spool.base = None
+        have: set[tuple[str, int]] = set()
+        for key in run.data.metrics if first is not None else ():
+            history = self._client.get_metric_history(run.info.run_id, key)
+            have.update((key, metric.step) for metric in history if metric.step >= first)
+        return have
 
     def _send_params(self, run: Run) -> None:
         """MLflow's params are for ever, so a later attempt's other values go into a tag."""
@@ -140,7 +148,7 @@ class Publisher:
             part = new[start : start + PARAMS_PER_CALL]
             self._client.log_batch(run.info.run_id, params=part)
         other = [f"{k}={v}" for k, v in self._about.params.items() if old.get(k, v) != v]
-        if other:
+        if other and self._owner:
             name = f"t2i_ray.attempt.{self._about.attempt}.params"
             self._set_tags(run.info.run_id, {name: tag("; ".join(other))})
 
@@ -158,7 +166,8 @@ class Publisher:
     def _set_tags(self, run_id: str | None, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        if tags:
+            self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def _send_metrics(self) -> None:
         from mlflow.entities import Metric

@@ -24,9 +24,7 @@ class CaptionToPicture(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Load the generator and the text encoder from the folder logged with the model."""
         self.pipeline = Pipeline.from_folder(context.artifacts["generator"])
 
-    def predict(
-        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> pd.DataFrame:
+    def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Draw one picture for each row; a row without a seed takes its number as seed."""
         captions = [str(caption) for caption in model_input["caption"]]
         seeds = list(range(len(captions)))

@@ -97,7 +97,7 @@ def connect(destination: Destination) -> MlflowClient:
     from mlflow import MlflowClient
 
     with _schema_lock(destination.uri):
-        client = MlflowClient(tracking_uri=destination.uri, registry_uri=destination.uri)
+        client = MlflowClient(tracking_uri=destination.uri)
         client.search_experiments(max_results=1)
     return client
 

@@ -157,6 +157,10 @@ class Spool:
             place += len(names)
         return points, self._committed.rows - self._gone.rows
 
+    def first_step(self) -> int | None:
+        """The lowest step that waits, committed or not."""
+        return min(self._steps, default=None)
+
     def done(self, rows: int) -> None:
         """Drop the oldest rows: they are published."""
         values = sum(len(self._names[kind]) for kind in self._kinds[:rows])
@@ -191,5 +195,5 @@ def finite(value: float) -> float:
 
 def metric_name(name: str) -> str:
     """The nearest name that MLflow accepts: one bad name must not hold up all the others."""
-    clean = posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).strip("/")[:250]
-    return clean if clean and not clean.startswith(".") else f"_{clean}"
+    clean = posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name))[:249].strip("/")
+    return f"_{clean}" if clean.startswith(".") else clean

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from t2i_ray.storage import Store
@@ -35,7 +36,7 @@ class Tracker:
         about: the run and this attempt.
         store: holds the artifacts' bytes.
         snapshot: what ``snapshot`` gave for the checkpoint from which the run resumes.
-        revive: whether the run's status becomes RUNNING.
+        owner: whether this attempt is at work; False: what it left behind is being sent.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Tracker:
         about: About,
         store: Store,
         snapshot: Mapping[str, Any] | None = None,
-        revive: bool = True,
+        owner: bool = True,
     ):
         self._about = about
         self._on = destination is not None
@@ -54,7 +55,7 @@ class Tracker:
         if destination is None:
             return
         self._publisher = Publisher(
-            destination, about, store, self._spool, self._changed, revive=revive
+            destination, about, store, self._spool, self._changed, owner=owner
         )
         self._thread = threading.Thread(target=self._publish, name="mlflow", daemon=True)
         self._thread.start()
@@ -159,16 +160,22 @@ class Tracker:
 
 
 def sync(
-    destination: Destination | None, snapshot: Mapping[str, Any], store: Store, timeout: float
+    destination: Destination | None,
+    snapshot: Mapping[str, Any],
+    store: Store,
+    timeout: float,
+    attempt: int | None = None,
 ) -> bool:
     """Publish what a run left behind in its last snapshot; whether all of it is in MLflow.
 
-    Harmless while the run is at work, and any number of times.
+    What MLflow has already stays as it is. ``attempt`` is the newest that the caller knows of
+    (none: the snapshot's own): if MLflow knows of a later one, nothing is sent.
     """
     if not snapshot:
         return True
     about = About.from_json(snapshot["about"])
-    tracker = Tracker(destination, about, store, snapshot, revive=False)
+    about = replace(about, attempt=attempt or about.attempt)
+    tracker = Tracker(destination, about, store, snapshot, owner=False)
     try:
         return tracker.flush(timeout)
     finally:
