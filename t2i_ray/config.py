@@ -98,7 +98,7 @@ class Data(Section):
     def _check(self) -> Data:
         if self.load_size < self.image_size:
             raise ValueError(
-                f"load_size={self.load_size} is smaller than image_size={self.image_size}; "
+                f"data.load_size={self.load_size} is smaller than data.image_size={self.image_size}; "
                 f"set data.load_size to {self.image_size} or more"
             )
         return self
@@ -206,12 +206,12 @@ class Train(Section):
             fits = [m for m in range(1, self.batch_size // 2 + 1) if self.batch_size % m == 0]
             near = sorted(sorted(fits, key=lambda m: abs(m - self.micro_batches))[:3])
             raise ValueError(
-                f"micro_batches={self.micro_batches} does not divide "
-                f"batch_size={self.batch_size}; use e.g. {', '.join(map(str, near))}"
+                f"train.micro_batches={self.micro_batches} does not divide "
+                f"train.batch_size={self.batch_size}; use e.g. {', '.join(map(str, near))}"
             )
         if self.batch_size == self.micro_batches:
             raise ValueError(
-                f"micro_batches={self.micro_batches} leaves one picture a piece, and BatchNorm "
+                f"train.micro_batches={self.micro_batches} leaves one picture a piece, and BatchNorm "
                 "needs two; use fewer micro_batches"
             )
         return self
@@ -379,9 +379,7 @@ def _one_line(error: ValidationError) -> str:
         elif problem["type"] == "union_tag_not_found":
             lines.append(f"{where}: say which kind it is, e.g. {where}.kind=...")
         elif problem["type"] == "value_error":
-            lines.append(
-                f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
-            )
+            lines.append(str(problem["ctx"]["error"]))  # ours name their fields themselves
         else:
             lines.append(f"{where}={problem['input']!r}: {problem['msg']}")
     return "; ".join(lines)

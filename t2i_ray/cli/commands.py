@@ -183,9 +183,9 @@ def _strip(pipeline: Pipeline, captions: list[str], count: int, seed: int, betwe
 
 def measure(run: str, split: str, count: int, storage: str, endpoint: str | None) -> None:
     """Measure a run's newest checkpoint and log it to MLflow."""
-    from t2i_ray import launch
+    from t2i_ray.evaluate.run import evaluate_run
 
     if split not in ("val", "test"):
         raise UserError(f"--split {split}: use val or test")
     store = opened(storage, endpoint)
-    print(launch.evaluate_run(store, existing_run(store, run), split, count))
+    print(evaluate_run(store, existing_run(store, run), split, count))

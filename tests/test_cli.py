@@ -1,0 +1,251 @@
+"""The command line: bad input gets one line and exit code 2; pictures, data, jobs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from ray_cluster import BIN
+from runner import TINY, Runner
+from servers import S3Server
+
+Bad = tuple[list[str], list[str]]
+
+
+def t2i(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """A command that is to end before it needs a cluster."""
+    return subprocess.run(
+        [sys.executable, "-m", "t2i_ray", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "COLUMNS": "200", **env},
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    storage = {"uri": str(tmp_path / "store")}
+    path.write_text(yaml.safe_dump({"name": "bad", **TINY, "storage": storage}))
+    return path
+
+
+def test_help_and_version(tmp_path: Path) -> None:
+    output = t2i("--help", cwd=tmp_path).stdout
+    for command in ("train", "runs", "generate", "evaluate", "prepare", "sync"):
+        assert command in output
+    assert t2i("--version", cwd=tmp_path).stdout.strip().count(".") == 2
+    script = subprocess.run([BIN / "t2i-ray", "--version"], capture_output=True, text=True)
+    assert script.stdout == t2i("--version", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["trian.steps=5"], ["trian", "unknown key"]),
+        (["train.micro_batches=3"], ["train.micro_batches=3", "batch_size=16", "use"]),
+        (["cluster.workers=3"], ["cluster.workers=3", "train.micro_batches=2", "fewer workers"]),
+        (["encoder.kind=word2vec"], ["encoder", "word2vec", "bigru"]),
+        (["storage.uri=/proc/nowhere"], ["storage.uri=/proc/nowhere"]),
+        (["storage.uri=ftp://host/x"], ["storage.uri=ftp://host/x", "s3://"]),
+        (["storage.uri=s3://"], ["storage.uri=s3://", "bucket"]),
+        (["tracking.uri=file:/tmp/x"], ["tracking.uri=file:/tmp/x", "sqlite"]),
+    ],
+)
+def test_bad_config_ends_before_anything_starts(
+    config: Path, overrides: list[str], says: list[str]
+) -> None:
+    done = t2i("train", str(config), *overrides, cwd=config.parent)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    for part in says:
+        assert part in line
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (config.parent / "store/runs").exists()
+
+
+def no_folder(_: Path) -> Bad:
+    source = "data.source={kind: folder, path: /nowhere/pictures}"
+    return [source], ["path", "/nowhere/pictures"]
+
+
+def no_captions(tmp_path: Path) -> Bad:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "pictures/a.png")
+    source = f"data.source={{kind: folder, path: {tmp_path}/pictures}}"
+    return [source], ["captions", "captions.jsonl"]
+
+
+def no_font(tmp_path: Path) -> Bad:
+    (tmp_path / "font.ttf").write_text("not a font")
+    source = f"data.source={{kind: emoji, font: {tmp_path}/font.ttf}}"
+    return [source], ["font", "font.ttf"]
+
+
+def no_model(_: Path) -> Bad:
+    return (
+        ["encoder={kind: huggingface, model: nobody/no-such-model}"],
+        ["encoder.model", "nobody/no-such-model"],
+    )
+
+
+def too_many_workers(_: Path) -> Bad:
+    return (
+        ["cluster.threads=64"],
+        ["cluster.workers=1", "64 CPUs", "fewer"],
+    )
+
+
+@pytest.mark.parametrize("bad", [no_folder, no_captions, no_font, no_model, too_many_workers])
+def test_bad_input_ends_before_a_worker_starts(
+    runner: Runner, tmp_path: Path, bad: Callable[[Path], Bad]
+) -> None:
+    overrides, says = bad(tmp_path)
+    env = {"HF_HUB_OFFLINE": "1"}
+    if bad is too_many_workers:  # a cluster that is joined may grow: ours, of this machine, not
+        env["RAY_ADDRESS"] = "local"
+    output = runner.train(bad.__name__, *overrides, code=2, env=env)
+    line = output.strip().splitlines()[-1]
+    assert line.startswith("error: "), output
+    for part in says:
+        assert part in line
+    assert "Traceback" not in output
+    assert not (runner.folder / f"store/runs/{bad.__name__}/checkpoints").exists()
+
+
+def test_wrong_s3_key_is_one_line_without_secrets(config: Path, s3: S3Server) -> None:
+    env = {**s3.env, "AWS_SECRET_ACCESS_KEY": "planted-wrong-secret"}
+    done = t2i(
+        "train",
+        str(config),
+        f"storage.uri=s3://{s3.bucket}/runs",
+        f"storage.endpoint={s3.endpoint}",
+        "tracking.enabled=false",
+        cwd=config.parent,
+        **env,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "storage.uri" in line
+    assert "planted" not in done.stdout + done.stderr
+
+
+def test_generate_grid_strip_and_bad_input(runner: Runner, trained: str, tmp_path: Path) -> None:
+    store = ["-s", str(runner.folder / "store")]
+    (tmp_path / "captions.txt").write_text("a blue flower\n\na white flower\n")
+    grid, strip = tmp_path / "grid.png", tmp_path / "strip.png"
+    captions = ["a red flower", "--file", str(tmp_path / "captions.txt")]
+    runner.run("generate", trained, *captions, "-o", str(grid), "--count", "3", *store)
+    pair = ["a red flower", "a blue flower", "--between", "captions"]
+    runner.run("generate", trained, *pair, "-o", str(strip), "--count", "5", *store)
+    with Image.open(grid) as picture, Image.open(strip) as other:
+        assert picture.size[1] > 2 * other.size[1]
+        assert len(picture.getcolors(1 << 24) or []) > 50
+    again = tmp_path / "again.png"
+    runner.run("generate", trained, *captions, "-o", str(again), "--count", "3", *store)
+    assert again.read_bytes() == grid.read_bytes()
+    for arguments, says in (
+        (["nothing", "a flower"], "nothing"),
+        ([trained], "captions"),
+        ([trained, "one", "--between", "captions"], "two captions"),
+        ([trained, "one", "-o", "/nowhere/x.png"], "/nowhere"),
+        ([str(tmp_path), "one"], "generator_ema.safetensors is missing"),
+    ):
+        output = runner.run("generate", *arguments, *store, code=2)
+        assert says in output.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def trained(runner: Runner) -> str:
+    runner.train("trained", "tracking.register_model=true")
+    return "trained"
+
+
+def test_model_in_the_registry_draws(runner: Runner, trained: str, tmp_path: Path) -> None:
+    """From the registry: by our own command, and by mlflow's."""
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{runner.folder}/store/mlflow.db"}
+    output = str(tmp_path / "model.png")
+    runner.run("generate", "models:/trained/1", "a red flower", "-o", output, env=env)
+    with Image.open(output) as picture:
+        assert picture.size[0] > 100
+
+
+def test_evaluate(runner: Runner, trained: str) -> None:
+    store = ["-s", str(runner.folder / "store")]
+    output = runner.run("evaluate", trained, "--count", "64", *store, env={"COLUMNS": "160"})
+    assert "petal_colour" in output
+    assert "FID" not in output
+    metrics = runner.mlflow_run(trained).data.metrics
+    assert 0 <= metrics["test/agreement/background"] <= 1
+    runner.run("evaluate", trained, "--count", "64", *store)
+    run_id = runner.mlflow_run(trained).info.run_id
+    history = runner.mlflow().get_metric_history(run_id, "test/agreement/background")
+    assert len(history) == 1  # measured again, shown once
+
+
+def test_prepare_a_folder_and_train_on_it(runner: Runner, tmp_path: Path) -> None:
+    lines = []
+    for i, colour in enumerate(("red", "green", "blue", "yellow") * 12):
+        Image.new("RGB", (24, 20), colour).save(tmp_path / f"{i}.png")
+        split = ("train", "train", "val", "test")[i // 4 % 4]
+        lines.append({"image": f"{i}.png", "caption": f"a {colour} square", "split": split})
+    (tmp_path / "broken.png").write_text("no picture")
+    lines.append({"image": "broken.png", "caption": "a square", "split": "train"})
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    store = ["-s", str(runner.folder / "store")]
+    sizes = ["image_size=16", "load_size=18"]
+    output = runner.run("prepare", "folder", f"path={tmp_path}", *sizes, *store)
+    assert "digest" in output
+    (rejected,) = Path(runner.folder / "store/data").glob("folder-*/rejected.jsonl")
+    assert json.loads(rejected.read_text())["key"] == "broken.png"
+    runner.train("squares", f"data.source={{kind: folder, path: {tmp_path}}}", "train.steps=12")
+    assert runner.record("squares").status == "FINISHED"
+
+
+def test_ray_job_submit(runner: Runner) -> None:
+    """As a job: the commit is passed along, the log is readable, the exit code is right."""
+    env_vars = {"T2I_RAY_COMMIT": "0123456789abcdef", "PATH": f"{BIN}:/usr/bin:/bin"}
+    job = runner.folder / "job"
+    job.mkdir()
+    runner.config("as-a-job").rename(job / "run.yaml")
+    command = [
+        *(str(BIN / "ray"), "job", "submit", "--working-dir", str(job)),
+        *("--runtime-env-json", json.dumps({"env_vars": env_vars}), "--"),
+        *("t2i-ray", "train", "run.yaml", "cluster.workers=2"),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=runner.cluster.job_env,
+        cwd=runner.folder,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 60/60" in done.stdout
+    assert runner.record("as-a-job").status == "FINISHED"
+    tags = runner.mlflow_run("as-a-job").data.tags
+    assert tags["mlflow.source.git.commit"] == "0123456789abcdef"
+    assert tags["t2i_ray.submission"].startswith("raysubmit")
+
+
+def test_relative_path_in_a_job_is_refused(config: Path) -> None:
+    done = t2i(
+        "train",
+        str(config),
+        "storage.uri=here",
+        cwd=config.parent,
+        RAY_JOB_CONFIG_JSON_ENV_VAR="{}",
+    )
+    assert done.returncode == 2
+    assert "storage.uri=here" in done.stderr
+    assert "absolute" in done.stderr
