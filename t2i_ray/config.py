@@ -98,8 +98,8 @@ class Data(Section):
     def _check(self) -> Data:
         if self.load_size < self.image_size:
             raise ValueError(
-                f"data.load_size={self.load_size} is smaller than data.image_size={self.image_size}; "
-                f"set data.load_size to {self.image_size} or more"
+                f"data.load_size={self.load_size} is smaller than "
+                f"data.image_size={self.image_size}; set data.load_size to {self.image_size} or more"
             )
         return self
 
@@ -211,8 +211,8 @@ class Train(Section):
             )
         if self.batch_size == self.micro_batches:
             raise ValueError(
-                f"train.micro_batches={self.micro_batches} leaves one picture a piece, and BatchNorm "
-                "needs two; use fewer micro_batches"
+                f"train.micro_batches={self.micro_batches} leaves one picture a piece, and "
+                "BatchNorm needs two; use fewer micro_batches"
             )
         return self
 

@@ -53,7 +53,7 @@ def _show(store: Store, checkpoint: Checkpoint, config: Config, measures: Measur
     if destination is None or not snapshot:
         return True
     about = About.from_json(snapshot["about"])
-    tracker = Tracker(destination, about, store, revive=False)
+    tracker = Tracker(destination, about, store, owner=False)
     metrics = {f"{measures.split}/{name}": value for name, value in measures.metrics.items()}
     tracker.log(checkpoint.step, metrics)
     tracker.commit()
