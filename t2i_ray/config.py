@@ -98,8 +98,8 @@ class Data(Section):
     def _check(self) -> Data:
         if self.load_size < self.image_size:
             raise ValueError(
-                f"data.load_size={self.load_size} is smaller than "
-                f"data.image_size={self.image_size}; set data.load_size to {self.image_size} or more"
+                f"data.load_size={self.load_size} is smaller than data.image_size="
+                f"{self.image_size}; set data.load_size to {self.image_size} or more"
             )
         return self
 
