@@ -383,7 +383,8 @@ def sync(
     destination = tracking.resolve(config)
     complete = True
     if checkpoint is not None:
-        complete = tracking.sync(destination, checkpoint.documents["tracking"], store, timeout=60)
+        left = checkpoint.documents["tracking"]
+        complete = tracking.sync(destination, left, store, timeout=60, attempt=record.attempt)
     if complete and destination and checkpoint and record.status == "FINISHED":
         complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
     if complete:

@@ -125,17 +125,15 @@ class Publisher:
         checkpoints was started again. Usually it is not, and no history is read.
         """
         with self._lock:
-            if not self._owner:
-                first = self._spool.first_step()
-            elif self._spool.base is not None and self._step > self._spool.base:
-                first = self._spool.base + 1
-                log.info("MLflow has steps %d to %d: they stay as they are", first, self._step)
-            else:
-                first = self._spool.base = None
+            base = self._spool.base
+            if base is None or self._step <= base:
+                self._spool.base = None
+                return set()
+        log.info("MLflow has steps %d to %d: they stay as they are", base + 1, self._step)
         have: set[tuple[str, int]] = set()
-        for key in run.data.metrics if first is not None else ():
+        for key in run.data.metrics:
             history = self._client.get_metric_history(run.info.run_id, key)
-            have.update((key, metric.step) for metric in history if metric.step >= first)
+            have.update((key, metric.step) for metric in history if metric.step > base)
         return have
 
     def _send_params(self, run: Run) -> None:

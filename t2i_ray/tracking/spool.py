@@ -157,10 +157,6 @@ class Spool:
             place += len(names)
         return points, self._committed.rows - self._gone.rows
 
-    def first_step(self) -> int | None:
-        """The lowest step that waits, committed or not."""
-        return min(self._steps, default=None)
-
     def done(self, rows: int) -> None:
         """Drop the oldest rows: they are published."""
         values = sum(len(self._names[kind]) for kind in self._kinds[:rows])

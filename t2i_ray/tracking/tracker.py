@@ -174,8 +174,11 @@ def sync(
     if not snapshot:
         return True
     about = About.from_json(snapshot["about"])
-    about = replace(about, attempt=attempt or about.attempt)
-    tracker = Tracker(destination, about, store, snapshot, owner=False)
+    spool = dict(snapshot["spool"])
+    if attempt and attempt > about.attempt:  # which may have measured some steps again
+        about = replace(about, attempt=attempt)
+        spool["base"] = min(spool["steps"], default=0) - 1
+    tracker = Tracker(destination, about, store, {**snapshot, "spool": spool}, owner=False)
     try:
         return tracker.flush(timeout)
     finally:
