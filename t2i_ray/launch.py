@@ -27,6 +27,7 @@ from t2i_ray.generate import export
 from t2i_ray.runs import (
     RunRecord,
     begin_attempt,
+    is_lost,
     now,
     request_stop,
     run_store,
@@ -373,6 +374,9 @@ def sync(
     """
     folder = run_store(store, record.name).within("checkpoints")
     checkpoint = Checkpoints(folder, keep=1).latest()
+    if is_lost(store, record):  # its driver could not say so any more
+        record.status, record.reason = "KILLED", "the driver was lost"
+        record.step = checkpoint.step if checkpoint else 0
     if config is None:
         if checkpoint is None:
             return True

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from t2i_ray.config import Config, UserError, flatten, identity_hash, identity_of
 from t2i_ray.storage import MissingKey, Store
 
+LOST_AFTER = 300.0  # seconds: rank 0 gives a sign every 5 s, and a start may take minutes
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -131,6 +132,15 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 def request_stop(store: Store, name: str) -> None:
     """Ask the run's rank 0 to checkpoint at the next step boundary and leave."""
     run_store(store, name).write("stop", now().encode())
+
+
+def is_lost(store: Store, record: RunRecord) -> bool:
+    """Whether a run that says RUNNING has shown no sign of life for LOST_AFTER seconds."""
+    if record.status != "RUNNING":
+        return False
+    signs = [record.attempts[-1].started, read_progress(store, record.name).get("time", "")]
+    newest = max(datetime.fromisoformat(sign) for sign in signs if sign)
+    return (datetime.now(UTC) - newest).total_seconds() > LOST_AFTER
 
 
 def read_progress(store: Store, name: str) -> dict[str, Any]:

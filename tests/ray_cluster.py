@@ -12,7 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from servers import free_port
+from servers import Radosgw, free_port
 
 BIN = Path(sys.executable).parent
 
@@ -40,6 +40,8 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            **Radosgw.env,
             "PYTHONWARNINGS": "default",
         }
 

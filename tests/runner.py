@@ -114,15 +114,18 @@ class Runner:
     def mlflow(self, uri: str | None = None) -> MlflowClient:
         return MlflowClient(uri or f"sqlite:///{self.folder}/store/mlflow.db")
 
-    def mlflow_run(self, name: str, uri: str | None = None) -> Any:
+    def mlflow_run(self, name: str, uri: str | None = None, key: str | None = None) -> Any:
         client = self.mlflow(uri)
         experiments = [e.experiment_id for e in client.search_experiments()]
-        (run,) = client.search_runs(experiments, f"tags.`t2i_ray.run` = '{self.record(name).key}'")
+        key = key or self.record(name).key
+        (run,) = client.search_runs(experiments, f"tags.`t2i_ray.run` = '{key}'")
         return run
 
-    def curves(self, name: str, uri: str | None = None) -> dict[str, list[tuple[int, float]]]:
+    def curves(
+        self, name: str, uri: str | None = None, key: str | None = None
+    ) -> dict[str, list[tuple[int, float]]]:
         """Every loss and accuracy in MLflow as (step, value), in the order of steps."""
-        run = self.mlflow_run(name, uri)
+        run = self.mlflow_run(name, uri, key)
         client = self.mlflow(uri)
         return {
             key: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))

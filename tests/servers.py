@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 NEEDED = ("ceph-mon", "ceph-osd", "radosgw", "ceph", "monmaptool", "ceph-authtool", "setpriv")
 
@@ -44,6 +45,11 @@ class Radosgw:
 
     access_key = "test-access-key"
     secret_key = "planted-secret-b7c1e9"  # tests look for it where it must not be
+    env: ClassVar = {
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,14 +58,6 @@ class Radosgw:
         self.children: list[subprocess.Popen[bytes]] = []
         for name in ("mon", "osd", "rgw", "run"):
             (folder / name).mkdir(parents=True)
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
 
     def start(self) -> None:
         self._configure()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 from ray_cluster import BIN
-from runner import TINY, Runner
+from runner import TINY, Runner, until
 from servers import S3Server
 
 Bad = tuple[list[str], list[str]]
@@ -236,6 +236,22 @@ def test_ray_job_submit(runner: Runner) -> None:
     tags = runner.mlflow_run("as-a-job").data.tags
     assert tags["mlflow.source.git.commit"] == "0123456789abcdef"
     assert tags["t2i_ray.submission"].startswith("raysubmit")
+
+
+def test_ray_job_stop(runner: Runner) -> None:
+    """A stopped job saves a checkpoint; MLflow says KILLED."""
+    config = runner.config("stopped-job")
+    ray, env = str(BIN / "ray"), runner.cluster.job_env
+    runtime = json.dumps({"env_vars": {"PATH": f"{BIN}:/usr/bin:/bin"}})
+    submit = [ray, "job", "submit", "--no-wait", "--submission-id=stopped-job"]
+    submit += ["--runtime-env-json", runtime, "--", "t2i-ray", "train", str(config)]
+    subprocess.run([*submit, "train.steps=100000"], check=True, capture_output=True, env=env)
+    runner.wait_for_checkpoint("stopped-job", 10)
+    subprocess.run([ray, "job", "stop", "stopped-job"], check=True, capture_output=True, env=env)
+    until(lambda: runner.record("stopped-job").published)
+    record = runner.record("stopped-job")
+    assert record.status == runner.mlflow_run("stopped-job").info.status == "KILLED"
+    assert runner.checkpoint("stopped-job").step == record.step
 
 
 def test_relative_path_in_a_job_is_refused(config: Path) -> None:

@@ -8,7 +8,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
 from runner import Runner, finish, until
+from servers import S3Server, free_port
+
+from t2i_ray.checkpoint import Checkpoints
+from t2i_ray.config import Storage
+from t2i_ray.runs import read_run, run_store
+from t2i_ray.storage import open_store
 
 STEPS = 60
 TWO = "cluster.workers=2"
@@ -143,9 +150,9 @@ def test_one_two_and_three_workers_agree(
             assert error < tolerance, f"{key}: {error}"
 
 
-def test_mlflow_down_all_the_time(runner: Runner, unbroken: str, unused_port: int) -> None:
+def test_mlflow_down_all_the_time(runner: Runner, unbroken: str) -> None:
     """Training does not care; sync sends everything afterwards, once."""
-    dead = f"http://127.0.0.1:{unused_port}"
+    dead = f"http://127.0.0.1:{free_port()}"
     output = runner.train("mlflow-down", TWO, f"tracking.uri={dead}")
     assert "MLflow is behind" in output
     record = runner.record("mlflow-down")
@@ -159,18 +166,48 @@ def test_mlflow_down_all_the_time(runner: Runner, unbroken: str, unused_port: in
     assert_same_run(runner, "mlflow-down", unbroken)
 
 
+def test_on_s3_with_an_mlflow_server(
+    runner: Runner, unbroken: str, s3: S3Server, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    """Elsewhere stored and elsewhere shown, it is the same run; and no secret is anywhere."""
+    uri = f"s3://{s3.bucket}/whole"
+    output = runner.train(
+        "on-s3", TWO, f"storage={{uri: '{uri}', endpoint: '{s3.endpoint}'}}",
+        f"tracking.uri={mlflow_server.uri}",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.env.items():
+            patch.setenv(name, value)
+        store = open_store(Storage(uri=uri, endpoint=s3.endpoint))
+        record = read_run(store, "on-s3")
+        assert record
+        assert (record.status, record.published) == ("FINISHED", True)
+        here = Checkpoints(run_store(store, "on-s3").within("checkpoints"), keep=1).latest()
+        everything = {key: store.read(key) for key in store.list()}
+    there = runner.checkpoint(unbroken)
+    assert here
+    for group, tensors in there.tensors.items():
+        for name, tensor in tensors.items():
+            assert tensor.equal(here.tensors[group][name]), f"{group}.{name}"
+    curves = runner.curves("on-s3", mlflow_server.uri, record.key)
+    assert curves == runner.curves(unbroken)
+    picture = tmp_path / "s3.png"
+    where = ["-s", uri, "--endpoint", s3.endpoint]
+    runner.run("generate", "on-s3", "a red flower", "-o", str(picture), *where)
+    assert picture.stat().st_size > 1000
+
+    secret = s3.env["AWS_SECRET_ACCESS_KEY"]
+    run = runner.mlflow_run("on-s3", mlflow_server.uri, record.key)
+    assert secret not in output
+    assert secret not in str(run.to_dictionary())
+    assert not [key for key, data in everything.items() if secret.encode() in data]
+
+
 def test_runs_lists_them(runner: Runner, unbroken: str) -> None:
     output = runner.run("runs", "-s", str(runner.folder / "store"), env={"COLUMNS": "200"})
     (line,) = [line for line in output.splitlines() if f" {unbroken} " in line]
     assert "FINISHED" in line
     assert "60/60" in line
-
-
-@pytest.fixture
-def unused_port() -> int:
-    from servers import free_port
-
-    return free_port()
 
 
 def test_progress_is_told(runner: Runner, unbroken: str) -> None:

@@ -35,13 +35,16 @@ HOME = "~/t2i_ray"
 
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
-    from t2i_ray.config import UserError
-
     try:
         app()
-    except UserError as error:
+    except Exception as error:
+        from t2i_ray.config import UserError
+        from t2i_ray.storage import StorageError
+
+        if not isinstance(error, UserError | StorageError):
+            raise
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
 
 
 def version(value: bool) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t2i_ray.config import Data, Storage, UserError, validate
-from t2i_ray.runs import RunRecord, list_runs, read_progress, read_run
+from t2i_ray.runs import RunRecord, is_lost, list_runs, read_progress, read_run
 from t2i_ray.storage import Store, check_writable, open_store
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def show_runs(storage: str, endpoint: str | None) -> None:
         step = max(record.step, progress.get("step", 0))
         table.add_row(
             record.name,
-            record.status,
+            "lost" if is_lost(store, record) else record.status,
             f"{step}/{record.steps}",
             f"{progress.get('images_per_second', 0):.0f}",
             str(len(record.attempts)),
@@ -87,7 +87,11 @@ def sync_runs(
 
     store = opened(storage, endpoint)
     records = [existing_run(store, name) for name in names] or list_runs(store)
-    behind = [record for record in records if names or not record.published]
+    behind = [
+        record
+        for record in records
+        if names or is_lost(store, record) or not (record.published or record.status == "RUNNING")
+    ]
     done = [launch.sync(store, record, tracking_uri=tracking_uri) for record in behind]
     for record, complete in zip(behind, done, strict=True):
         print(f"{record.name}: {'complete' if complete else 'MLflow still lacks something'}")

@@ -1,0 +1,82 @@
+"""What a run is on storage."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from t2i_ray.config import Config, Storage, UserError, parse_config
+from t2i_ray.runs import (
+    begin_attempt,
+    is_lost,
+    list_runs,
+    read_run,
+    request_stop,
+    run_store,
+    write_run,
+)
+from t2i_ray.storage import Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(Storage(uri=str(tmp_path)))
+
+
+def config(**changes: object) -> Config:
+    return parse_config({"name": "a", "train": {"steps": 10}, **changes})
+
+
+def begin(store: Store, run: Config, digest: str = "d") -> int:
+    return begin_attempt(store, run, data="data/x", digest=digest, commit="c").attempt
+
+
+def test_attempts_count_and_keep_their_operational_values(store: Store) -> None:
+    assert begin(store, config()) == 1
+    assert begin(store, config(cluster={"threads": 3})) == 2
+    record = read_run(store, "a")
+    assert record
+    assert [a.operational["cluster.threads"] for a in record.attempts] == [1, 3]
+    assert "seed" not in record.attempts[0].operational
+    assert list_runs(store) == [record]
+
+
+def test_other_identity_or_other_data_is_refused_and_nothing_changes(store: Store) -> None:
+    begin(store, config())
+    before = read_run(store, "a")
+    for run, digest, says in (
+        (config(seed=3), "d", "seed: 0 there, 3 here"),
+        (config(), "e", "data.digest: d there, e here"),
+    ):
+        with pytest.raises(UserError, match=says):
+            begin(store, run, digest)
+    assert read_run(store, "a") == before
+
+
+def test_a_new_attempt_forgets_an_old_wish_to_stop(store: Store) -> None:
+    begin(store, config())
+    request_stop(store, "a")
+    assert run_store(store, "a").exists("stop")
+    begin(store, config())
+    assert not run_store(store, "a").exists("stop")
+
+
+def test_lost_is_who_runs_without_a_sign_of_life(store: Store) -> None:
+    begin(store, config())
+    record = read_run(store, "a")
+    assert record
+    assert not is_lost(store, record)
+    hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    record.attempts[-1].started = hour_ago
+    assert is_lost(store, record)
+    run_store(store, "a").write(
+        "progress.json", f'{{"step": 1, "time": "{datetime.now(UTC).isoformat()}"}}'.encode()
+    )
+    assert not is_lost(store, record)
+    run_store(store, "a").write("progress.json", b'{"step": 1, "ti')
+    assert is_lost(store, record)
+    record.status = "FINISHED"
+    write_run(store, record)
+    assert not is_lost(store, record)
