@@ -187,6 +187,13 @@ class Train(Section):
         "alternating",
         doc="Whether G meets the updated D, or (Algorithm 1 of the paper) the D before its update.",
     )
+    matching: float = identity(
+        0.0,
+        doc="Weight of a contrastive loss that has D and the encoder tell which caption of the "
+        "piece belongs to which real picture, and G be told so too (Zhang et al. 2021, XMC-GAN); "
+        "0: none, as in the paper.",
+        ge=0,
+    )
     recompute_fakes: bool = identity(
         False, doc="Draw the fakes again for G's update: less memory, more time."
     )

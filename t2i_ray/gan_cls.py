@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, softplus
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
@@ -81,7 +81,9 @@ class GanCls:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             generator = Generator(model.noise_dim, text_in, model.text_dim, model.g_channels)
-            discriminator = Discriminator(text_in, model.text_dim, model.d_channels)
+            discriminator = Discriminator(
+                text_in, model.text_dim, model.d_channels, matching=self.train.matching > 0
+            )
         self.generator = generator.to(self.device, self.dtype)
         self.discriminator = discriminator.to(self.device, self.dtype)
         self.encoder = encoder.to(self.device, self.dtype)
@@ -151,8 +153,8 @@ class GanCls:
             codes.append(right.detach())
             with torch.set_grad_enabled(not self.train.recompute_fakes):
                 fakes.append(self._draw(piece.noise, codes[-1]))
-            scores = self._score(piece.images, fakes[-1].detach(), right, wrong)
-            loss, outcome = discriminator_loss(scores)
+            features = self._features(fakes[-1].detach())
+            loss, _, outcome = self._critic_loss(piece.images, features, right, wrong)
             self._backward(self.reduce_d, loss * scale, self.critic_parameters, last)
             outcomes.append(outcome)
         self.optimizer_d.step()
@@ -162,11 +164,12 @@ class GanCls:
             fake, fakes[i] = fakes[i], fakes[i].detach()  # its graph is freed as we go
             if self.train.recompute_fakes:
                 fake = self._draw(piece.noise, codes[i])
-            with self._autocast():
-                score = self.discriminator.score(self.discriminator.features(fake), codes[i])
-            loss = generator_loss(score)
+            features = self._features(fake)
+            loss, outcome = self._generator_loss(
+                features, self._score(features, codes[i]), codes[i]
+            )
             self._backward(self.reduce_g, loss * scale, list(self.generator.parameters()), last)
-            outcomes[i]["g_loss"] = loss.detach()
+            outcomes[i] |= outcome
         self.discriminator.requires_grad_(True)
         self.optimizer_g.step()
         return outcomes
@@ -177,12 +180,12 @@ class GanCls:
         for last, piece in _mark_last(pieces):
             right, wrong = self._encode(piece)
             fake = self._draw(piece.noise, right.detach())
-            scores = self._score(piece.images, fake, right, wrong)
-            loss_d, outcome = discriminator_loss(scores)
-            loss_g = generator_loss(scores.fake)
+            features = self._features(fake)
+            loss_d, score, outcome_d = self._critic_loss(piece.images, features, right, wrong)
+            loss_g, outcome_g = self._generator_loss(features, score, right.detach())
             self._backward(self.reduce_d, loss_d * scale, self.critic_parameters, last, keep=True)
             self._backward(self.reduce_g, loss_g * scale, list(self.generator.parameters()), last)
-            outcomes.append({**outcome, "g_loss": loss_g.detach()})
+            outcomes.append(outcome_d | outcome_g)
         self.optimizer_d.step()
         self.optimizer_g.step()
         return outcomes
@@ -199,15 +202,42 @@ class GanCls:
             fakes: Tensor = self.generator(noise, code)
         return fakes
 
-    def _score(self, images: Tensor, fakes: Tensor, right: Tensor, wrong: Tensor) -> Scores:
-        """Scores of the three pairs; the trunk sees each picture once."""
+    def _features(self, images: Tensor) -> Tensor:
+        """Pictures [b, 3, S, S] -> features [b, c, 4, 4]."""
         with self._autocast():
-            real = self.discriminator.features(images)
-            return Scores(
-                self.discriminator.score(real, right),
-                self.discriminator.score(real, wrong),
-                self.discriminator.score(self.discriminator.features(fakes), right),
-            )
+            return self.discriminator.features(images)
+
+    def _score(self, features: Tensor, codes: Tensor) -> Tensor:
+        """Features [b, c, 4, 4], codes [b, text_in] -> scores [b]."""
+        with self._autocast():
+            return self.discriminator.score(features, codes)
+
+    def _critic_loss(
+        self, images: Tensor, fakes: Tensor, right: Tensor, wrong: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """D's loss, the fakes' scores, and what to log; `fakes` are features already."""
+        real = self._features(images)  # once, for both captions
+        scores = Scores(
+            self._score(real, right), self._score(real, wrong), self._score(fakes, right)
+        )
+        loss, outcome = discriminator_loss(scores)
+        if self.train.matching:
+            match = matching_loss(self.discriminator.match(real, right))
+            loss = loss + self.train.matching * match
+            outcome["d_match"] = match.detach()
+        return loss, scores.fake, outcome
+
+    def _generator_loss(
+        self, fakes: Tensor, score: Tensor, codes: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """G's loss and what to log; `fakes` are features."""
+        loss = generator_loss(score)
+        outcome = {"g_loss": loss.detach()}
+        if self.train.matching:
+            match = matching_loss(self.discriminator.match(fakes, codes))
+            loss = loss + self.train.matching * match
+            outcome["g_match"] = match.detach()
+        return loss, outcome
 
     def _backward(
         self,
@@ -363,6 +393,17 @@ def discriminator_loss(scores: Scores) -> tuple[Tensor, dict[str, Tensor]]:
 def generator_loss(fake: Tensor) -> Tensor:
     """Maximise the likelihood that D takes the fake for real and matching: -log D(fake, right)."""
     return softplus(-_at_least_float32(fake)).mean()
+
+
+def matching_loss(logits: Tensor) -> Tensor:
+    """Maximise the likelihood of picking each picture's caption, and each caption's picture.
+
+    Logits [b, b], pictures by captions. The contrastive loss of XMC-GAN (Zhang et al. 2021,
+    "Cross-Modal Contrastive Learning for Text-to-Image Generation", equations 1 and 2), in both
+    directions: D and the encoder learn from real pictures, G from its own.
+    """
+    logits, own = _at_least_float32(logits), torch.arange(len(logits), device=logits.device)
+    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
 def schedule(optim: Optim, step: int, steps: int) -> float:

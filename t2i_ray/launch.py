@@ -121,7 +121,7 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
         if not record.published:
             sync(store, record, config)
         return 0
-    _once_per_data_set(config, data)
+    encoder = _make_shared(config, data)
     job = os.environ.get("RAY_JOB_SUBMISSION_ID")
     about = tracking.describe(
         config,
@@ -137,12 +137,13 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
         f"{config.name}: attempt {record.attempt}, {cluster.workers} workers, {steps} steps of "
         f"{config.train.batch_size} pictures\n"
         f"{config.name}: files in {store.uri}/runs/{config.name}\n"
-        f"{config.name}: MLflow at {tracking.announce(destination, about)}",
+        f"{config.name}: MLflow at {tracking.announce(destination, about, timeout=10)}",
         flush=True,
     )
     job_document = {
         "config": config.model_dump(mode="json"),
         "data": data,
+        "encoder": encoder,
         "about": about.to_json(),
     }
     with StopOnSignal(store, config.name) as stop:
@@ -178,25 +179,35 @@ def _tell_prepared(done: int, total: int) -> None:
     print(f"prepared {done} of {total} pictures", flush=True)
 
 
-def _once_per_data_set(config: Config, data: str) -> None:
-    """What every run on this data shares is made once, on the cluster, before the workers start."""
+def _make_shared(config: Config, data: str) -> dict[str, Any] | None:
+    """Make what all runs on this data share, on the cluster, before the workers start.
+
+    Returns a frozen encoder's description, by which workers do without the model itself.
+    """
+    frozen = config.encoder.kind == "huggingface"
+    if not frozen and not config.evaluation.every:
+        return None
     task = ray.remote(num_cpus=1, num_gpus=1 if config.cluster.gpu else 0)(make_shared)
-    _result(task.remote(config.model_dump(mode="json"), data))
+    description: dict[str, Any] | None = _result(task.remote(config.model_dump(mode="json"), data))
+    return description
 
 
-def make_shared(document: dict[str, Any], data: str) -> None:
-    """A frozen encoder's embeddings, and the reader for evaluations while training."""
+def make_shared(document: dict[str, Any], data: str) -> dict[str, Any] | None:
+    """The task: a frozen encoder's embeddings, and the reader for evaluations while training."""
     config = parse_config(document)
     store = open_store(config.storage)
     prepared = open_prepared(store, data)
-    if config.encoder.kind == "huggingface":
-        from t2i_ray.encoders import build_encoder, caption_rows
-
-        caption_rows(build_encoder(config.encoder, []), prepared.captions, store)
     if config.evaluation.every:
         from t2i_ray import evaluate
 
         evaluate.ensure_reader(store, prepared, config.data)
+    if config.encoder.kind != "huggingface":
+        return None
+    from t2i_ray.encoders import build_encoder, caption_rows
+
+    encoder = build_encoder(config.encoder, [])
+    caption_rows(encoder, prepared.captions, store)
+    return encoder.describe()
 
 
 # ----------------------------------------------------------------------------- Ray Train
@@ -353,7 +364,8 @@ def _settle(store: Store, config: Config, record: RunRecord, outcome: dict[str, 
     record.step = outcome.get("step", record.step)
     record.attempts[-1].ended = now()
     write_run(store, record)
-    complete = sync(store, record, config)
+    # A worker that could not publish has waited already.
+    complete = sync(store, record, config, patience=20 if outcome.get("published") else 1)
     print(
         f"{record.name}: {record.status.lower()} at step {record.step}/{record.steps}"
         + (f": {record.reason}" if record.reason else "")
@@ -367,10 +379,12 @@ def sync(
     record: RunRecord,
     config: Config | None = None,
     tracking_uri: str | None = None,
+    patience: float = 20,
 ) -> bool:
     """Give MLflow whatever it lacks of a run, its model and its status; whether it has all.
 
     What the newest checkpoint held back is sent again: what MLflow has already, it stores once.
+    An MLflow that does not answer is waited for ``patience`` seconds.
     """
     folder = run_store(store, record.name).within("checkpoints")
     checkpoint = Checkpoints(folder, keep=1).latest()
@@ -392,7 +406,9 @@ def sync(
     if complete and destination and checkpoint and record.status == "FINISHED":
         complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
     if complete:
-        complete = tracking.set_status(destination, record.key, record.status, record.reason)
+        complete = tracking.set_status(
+            destination, record.key, record.status, record.reason, patience
+        )
     record.published = complete
     write_run(store, record)
     return complete

@@ -4,6 +4,9 @@ BatchNorm keeps no running statistics while training: it has no buffers, so that
 network on several workers have nothing but parameters to agree on. A generator that is to be
 *used* gets fixed statistics by `estimate_statistics`; they are then part of its state dict.
 No layer that a BatchNorm follows has a bias: the norm would take it out again.
+
+A caption's projection is normalised as well, which the paper does not do: an encoder's codes may
+be of any scale, and those of a fresh one are so small that noise and picture would drown them.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, normalize
 
 SLOPE = 0.2
+TEMPERATURE = 0.1  # of matching, as in XMC-GAN
 
 
 class Generator(nn.Module):
@@ -30,7 +34,7 @@ class Generator(nn.Module):
 
     def __init__(self, noise_dim: int, text_in: int, text_dim: int, channels: Sequence[int]):
         super().__init__()
-        self.text = nn.Linear(text_in, text_dim)
+        self.text = _text_projection(text_in, text_dim)
         # A transposed convolution from 1x1 to 4x4 is a matrix product, and quicker as one.
         self.first = nn.Linear(noise_dim + text_dim, 4 * 4 * channels[0], bias=False)
         self.norm = _batch_norm(channels[0])
@@ -47,7 +51,7 @@ class Generator(nn.Module):
 
     def forward(self, noise: Tensor, code: Tensor) -> Tensor:
         """Noise [b, z], code [b, text_in] -> picture [b, 3, S, S] in [-1, 1]."""
-        text = leaky_relu(self.text(code), SLOPE)  # [b, text_in] -> [b, text_dim]
+        text = self.text(code)  # [b, text_in] -> [b, text_dim]
         x = self.first(torch.cat([noise, text], dim=1))  # [b, z + text_dim] -> [b, 16 * c]
         x = x.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)  # -> [b, c, 4, 4], channels last
         x = self.norm(x).relu_()  # [b, c, 4, 4]
@@ -68,12 +72,16 @@ class Discriminator(nn.Module):
         text_in: width of a caption's code.
         text_dim: width to which the code is projected.
         channels: channels from the picture down to 4x4.
+        matching: whether it also has a `Matcher`.
     """
 
-    def __init__(self, text_in: int, text_dim: int, channels: Sequence[int]):
+    def __init__(
+        self, text_in: int, text_dim: int, channels: Sequence[int], matching: bool = False
+    ):
         super().__init__()
         self.trunk = Trunk(channels)
         self.head = Head(text_in, text_dim, channels[-1])
+        self.matcher = Matcher(text_in, text_dim, channels[-1]) if matching else None
         self.apply(_dcgan_init)
 
     def features(self, images: Tensor) -> Tensor:
@@ -88,6 +96,13 @@ class Discriminator(nn.Module):
         """Features [b, c, 4, 4] and codes [b, text_in] -> logits [b]: real and matching."""
         scores: Tensor = self.head(features, code)
         return scores
+
+    def match(self, features: Tensor, code: Tensor) -> Tensor:
+        """Features [b, c, 4, 4] and codes [b, text_in] -> logits [b, b]: each with each."""
+        if self.matcher is None:
+            raise ValueError("this discriminator was made without matching")
+        logits: Tensor = self.matcher(features, code)
+        return logits
 
 
 class Trunk(nn.Module):
@@ -121,18 +136,33 @@ class Head(nn.Module):
 
     def __init__(self, text_in: int, text_dim: int, channels: int):
         super().__init__()
-        self.text = nn.Linear(text_in, text_dim)
+        self.text = _text_projection(text_in, text_dim)
         self.join = nn.Linear(text_dim, channels, bias=False)
         self.norm = _batch_norm(channels)
         self.last = nn.Conv2d(channels, 1, 4)
 
     def forward(self, features: Tensor, code: Tensor) -> Tensor:
         """W_i f [b, c, 4, 4], code [b, text_in] -> logit [b]."""
-        text = leaky_relu(self.text(code), SLOPE)  # [b, text_in] -> [b, text_dim]
+        text = self.text(code)  # [b, text_in] -> [b, text_dim]
         x = features + self.join(text)[:, :, None, None]  # W_i f + W_t e: [b, c, 4, 4]
         x = leaky_relu(self.norm(x), SLOPE, inplace=True)  # [b, c, 4, 4]
         score: Tensor = self.last(x)  # [b, 1, 1, 1]
         return score.flatten()  # [b]
+
+
+class Matcher(nn.Module):
+    """Cosine similarity of pictures and captions, over a temperature."""
+
+    def __init__(self, text_in: int, dim: int, channels: int):
+        super().__init__()
+        self.image = nn.Linear(channels * 4 * 4, dim)
+        self.text = nn.Linear(text_in, dim)
+
+    def forward(self, features: Tensor, code: Tensor) -> Tensor:
+        """W_i f [b, c, 4, 4], code [b, text_in] -> logits [b, b], pictures by captions."""
+        image = normalize(self.image(features.flatten(1)))  # [b, 16 * c] -> [b, dim]
+        text = normalize(self.text(code))  # [b, text_in] -> [b, dim]
+        return image @ text.T / TEMPERATURE  # [b, b]
 
 
 def reserve_statistics(generator: nn.Module) -> None:
@@ -163,8 +193,16 @@ def estimate_statistics(generator: nn.Module, batches: Iterable[tuple[Tensor, Te
     generator.eval()
 
 
-def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
-    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+def _norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+    return [p for p in module.modules() if isinstance(p, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+def _text_projection(text_in: int, text_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(text_in, text_dim, bias=False),
+        nn.BatchNorm1d(text_dim, track_running_stats=False),
+        nn.LeakyReLU(SLOPE),
+    )
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -177,7 +215,7 @@ def _dcgan_init(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.weight.dim() == 4:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-    elif isinstance(module, nn.BatchNorm2d):
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
     if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]

@@ -246,11 +246,11 @@ class Chief(Bystander):
         self._tracker.commit()
 
     def close(self) -> bool:
-        """Wait for the last checkpoint, then give MLflow a minute to take what is left."""
+        """Wait for the last checkpoint, then a while for MLflow to take what is left."""
         self._pulse.close()
         self._checkpoints.wait()
         self._checkpoints.close()
-        published = self._tracker.flush(timeout=60)
+        published = self._tracker.flush(timeout=20)
         self._tracker.close()
         return published
 

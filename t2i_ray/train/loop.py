@@ -28,6 +28,7 @@ class Job:
 
     config: dict[str, Any]
     data: str  # prefix of the prepared data
+    encoder: dict[str, Any] | None  # a frozen one's description; None: made from the config
     about: dict[str, Any]  # what MLflow is told of this attempt
 
 
@@ -60,7 +61,9 @@ def train(
         folder, keep=config.checkpoint.keep, best_mode=config.checkpoint.best_mode
     )
     checkpoint = _agreed_checkpoint(checkpoints, worker)
-    encoder = _encoder(config, prepared, checkpoint)
+    encoder = _encoder(
+        config, prepared, checkpoint.documents["encoder"] if checkpoint else job.encoder
+    )
     rows = caption_rows(encoder, prepared.captions, store)
     feed = Feed(config, prepared, rows, worker.device)
     gan = _gan(config, encoder, checkpoint, worker)
@@ -111,12 +114,12 @@ def _agreed_checkpoint(checkpoints: Checkpoints, worker: Worker) -> Checkpoint |
     return checkpoints.load(step)
 
 
-def _encoder(config: Config, prepared: Prepared, checkpoint: Checkpoint | None) -> Encoder:
-    if checkpoint:
-        return load_encoder(checkpoint.documents["encoder"])
-    captions = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
+def _encoder(config: Config, prepared: Prepared, description: dict[str, Any] | None) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the first weights are the same on every rank
+        if description:
+            return load_encoder(description)
+        captions = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
         return build_encoder(config.encoder, [prepared.captions[i] for i in captions])
 
 
