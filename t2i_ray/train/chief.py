@@ -229,15 +229,17 @@ class Chief(Bystander):
         self._tracker.artifact(f"runs/{self._config.name}/{key}", key)
 
     def _commit(self, step: int) -> None:
-        """In the checkpoint's thread, once it is durable."""
+        """In the checkpoint's thread, once it is durable: write the files, then show all."""
+        pause = 1.0
         while self._files:
             key, data = next(iter(self._files.items()))
             try:
                 self._store.write(key, data)
+                del self._files[key]
             except StorageError as error:
-                print(f"warning: {key} is written with the next checkpoint: {error}", flush=True)
-                break
-            del self._files[key]
+                print(f"warning: {key} not written yet, trying on: {error}", flush=True)
+                time.sleep(pause)
+                pause = min(2 * pause, 30)
         self._tracker.commit(step)
 
     def give_up(self) -> None:

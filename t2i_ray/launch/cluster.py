@@ -1,0 +1,108 @@
+"""The Ray cluster: joining it, tasks on it, and what its processes are given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from t2i_ray.config import Config, UserError
+from t2i_ray.storage import LocalStore, Store
+
+# Ray's own defaults, made quieter and quicker; what the user has set stays.
+RAY_SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show each progress line twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+
+
+def connect(config: Config) -> None:
+    """Join the cluster, or start one on this machine, with enough for the workers.
+
+    Raises:
+        UserError: the cluster can't be reached, is too small, or does not share the storage.
+    """
+    cluster = config.cluster
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if not ray.is_initialized():
+        try:
+            # The dashboard listens on loopback; without it Ray Train can't clean up after itself.
+            ray.init(address=address, logging_level="error")
+        except ConnectionError as error:
+            raise UserError(
+                f"cluster.address={address}: no Ray cluster answers there ({error}); start one "
+                "with 'ray start --head', or leave the address out"
+            ) from None
+    have, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
+    kind, need = (
+        ("GPU", cluster.workers) if cluster.gpu else ("CPU", cluster.workers * cluster.threads)
+    )
+    if have.get(kind, 0) < need:
+        problem = (
+            f"cluster.workers={cluster.workers} need {need} {kind}s and the cluster has "
+            f"{have.get(kind, 0):g}"
+        )
+        if not address:
+            raise UserError(f"{problem}; ask for fewer workers or threads")
+        print(f"warning: {problem}; waiting for it to grow", flush=True)
+    local = not config.storage.uri.startswith("s3://")
+    if local and len(nodes) > 1 and not config.storage.shared:
+        raise UserError(
+            f"storage.uri={config.storage.uri}: a local folder, and the cluster has {len(nodes)} "
+            "nodes; use s3://..., or set storage.shared=true if it is the same on every node"
+        )
+
+
+def ray_tasks(function: Callable[[Any], Any], arguments: Sequence[Any]) -> Iterator[Any]:
+    """Map a function over arguments as Ray tasks; results come as they are done."""
+    task = ray.remote(num_cpus=1)(function)
+    pending = [task.remote(argument) for argument in arguments]
+    while pending:
+        done, pending = ray.wait(pending)
+        yield result(done[0])
+
+
+def result(reference: Any) -> Any:
+    """A task's result; a user's error comes out as it went in, without the task's traceback."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def worker_environment(config: Config) -> dict[str, str]:
+    """Variables for every worker; no secret is among them, since job metadata shows them."""
+    threads = str(config.cluster.threads)
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri and "@" not in uri:
+        variables["MLFLOW_TRACKING_URI"] = uri
+    if config.storage.endpoint:
+        variables["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
+        variables["AWS_RESPONSE_CHECKSUM_VALIDATION"] = "when_required"
+    return variables
+
+
+def ray_storage(config: Config, store: Store) -> tuple[str, Any]:
+    """Where Ray Train keeps its own small files: path and pyarrow filesystem (None: by path)."""
+    if isinstance(store, LocalStore):
+        return f"{store.uri}/ray", None
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    filesystem = S3FileSystem(
+        endpoint_override=config.storage.endpoint,
+        region=config.storage.region,
+        connect_timeout=5,
+        request_timeout=30,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=10),
+    )
+    return f"{store.uri.removeprefix('s3://')}/ray", filesystem

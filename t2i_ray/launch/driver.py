@@ -1,0 +1,126 @@
+"""From a config to a run: make sure of the data, start the workers, set it right at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from t2i_ray import tracking
+from t2i_ray.config import Config, UserError, parse_config
+from t2i_ray.data import open_prepared, prepare
+from t2i_ray.launch.cluster import connect, ray_tasks, result
+from t2i_ray.launch.fit import StopOnSignal, fit_workers
+from t2i_ray.launch.settle import settle, sync
+from t2i_ray.runs import begin_attempt
+from t2i_ray.storage import check_writable, open_store
+
+
+def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
+    """Train a run, or continue it, and return the process's exit code.
+
+    Raises:
+        UserError: something to mend before any worker starts.
+    """
+    config = with_absolute_paths(config)
+    store = open_store(config.storage)
+    check_writable(store)
+    destination = tracking.resolve(config)
+    connect(config)
+    data = prepare(config.data, store, run_tasks=ray_tasks, progress=_tell_prepared)
+    prepared = open_prepared(store, data)
+    record = begin_attempt(store, config, data=data, digest=prepared.digest, commit=commit)
+    if record.status == "FINISHED":
+        print(f"{config.name}: finished already, at step {record.step}; nothing to do")
+        if not record.published:
+            sync(store, record, config)
+        return 0
+    encoder = _make_shared(config, data)
+    job = os.environ.get("RAY_JOB_SUBMISSION_ID")
+    about = tracking.describe(
+        config,
+        key=record.key,
+        attempt=record.attempt,
+        dataset=tracking.Dataset(prepared.manifest.kind, prepared.digest, f"{store.uri}/{data}"),
+        git_commit=commit,
+        git_diff=diff,
+        tags={"t2i_ray.storage": store.uri, **({"t2i_ray.submission": job} if job else {})},
+    )
+    cluster, steps = config.cluster, config.train.steps
+    print(
+        f"{config.name}: attempt {record.attempt}, {cluster.workers} workers, {steps} steps of "
+        f"{config.train.batch_size} pictures\n"
+        f"{config.name}: files in {store.uri}/runs/{config.name}\n"
+        f"{config.name}: MLflow at {tracking.announce(destination, about, timeout=10)}",
+        flush=True,
+    )
+    job_document = {
+        "config": config.model_dump(mode="json"),
+        "data": data,
+        "encoder": encoder,
+        "about": about.to_json(),
+    }
+    with StopOnSignal(store, config.name) as stop:
+        outcome = fit_workers(config, record.attempt, job_document, store)
+    settle(store, config, record, outcome)
+    return {"FINISHED": 0, "KILLED": 128 + stop.number}.get(record.status, 1)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The config with its local paths made absolute: workers have working directories of their own.
+
+    Raises:
+        UserError: a relative path in a Ray job, whose working directory is temporary.
+    """
+    document = config.model_dump(mode="json")
+    document["storage"]["uri"] = open_store(config.storage).uri
+    source, encoder = document["data"]["source"], document["encoder"]
+    places = [(source, "path"), (source, "font")]
+    if encoder["kind"] == "huggingface" and Path(encoder["model"]).expanduser().exists():
+        places.append((encoder, "model"))
+    for section, key in places:
+        value = section.get(key)
+        if not value or "://" in value:
+            continue
+        path = Path(value).expanduser()
+        if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            raise UserError(f"{key}={value}: a relative path in a Ray job; give an absolute one")
+        section[key] = str(path.resolve())
+    return parse_config(document)
+
+
+def _tell_prepared(done: int, total: int) -> None:
+    print(f"prepared {done} of {total} pictures", flush=True)
+
+
+def _make_shared(config: Config, data: str) -> dict[str, Any] | None:
+    """Make what all runs on this data share, on the cluster, before the workers start.
+
+    Returns a frozen encoder's description, by which workers do without the model itself.
+    """
+    frozen = config.encoder.kind == "huggingface"
+    if not frozen and not config.evaluation.every:
+        return None
+    task = ray.remote(num_cpus=1, num_gpus=1 if config.cluster.gpu else 0)(make_shared)
+    description: dict[str, Any] | None = result(task.remote(config.model_dump(mode="json"), data))
+    return description
+
+
+def make_shared(document: dict[str, Any], data: str) -> dict[str, Any] | None:
+    """The task: a frozen encoder's embeddings, and the reader for evaluations while training."""
+    config = parse_config(document)
+    store = open_store(config.storage)
+    prepared = open_prepared(store, data)
+    if config.evaluation.every:
+        from t2i_ray import evaluate
+
+        evaluate.ensure_reader(store, prepared, config.data)
+    if config.encoder.kind != "huggingface":
+        return None
+    from t2i_ray.encoders import build_encoder, caption_rows
+
+    encoder = build_encoder(config.encoder, [])
+    caption_rows(encoder, prepared.captions, store)
+    return encoder.describe()

@@ -1,0 +1,126 @@
+"""Ray Train: the workers of one attempt, and a wish to stop on its way to them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from t2i_ray.config import Config
+from t2i_ray.launch.cluster import ray_storage, worker_environment
+from t2i_ray.runs import request_stop
+from t2i_ray.storage import Store
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs on every worker."""
+    import ray.train
+    import ray.train.torch
+
+    from t2i_ray.train import Job, Worker, train
+
+    logging.getLogger().setLevel(logging.WARNING)  # Ray tells every report
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+
+    def report(step: int, uri: str) -> None:
+        ray.train.report({"step": step, "checkpoint": uri})
+
+    outcome = train(Job(**job), worker, report)
+    return {
+        "status": outcome.status,
+        "step": outcome.step,
+        "reason": outcome.reason,
+        "published": outcome.published,
+    }
+
+
+def fit_workers(config: Config, attempt: int, job: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Run the workers; how it ended, as a mapping of status, step, reason, published."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    cluster = config.cluster
+    path, filesystem = ray_storage(config, store)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=cluster.gpu,
+            resources_per_worker={"CPU": cluster.threads, **({"GPU": 1} if cluster.gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"{config.name}-{attempt}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            worker_runtime_env={"env_vars": worker_environment(config)},
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    ending: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            ending.update(trainer.fit().return_value)
+        except TrainingFailedError as error:
+            ending.update(status="FAILED", reason=_reason(error), published=False)
+        except Exception as error:
+            ending.update(
+                status="FAILED", reason=f"{type(error).__name__}: {error}", published=False
+            )
+
+    # fit() would handle Ctrl-C by ending the workers where they stand, and SIGTERM not at all; in
+    # a thread it leaves signals alone.
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    return ending
+
+
+def _reason(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, failure = sorted(failures.items())[0]
+        lines = [line for line in str(failure).strip().splitlines() if line.strip()]
+        return f"worker {rank}: {lines[-1] if lines else type(failure).__name__}"
+    return " ".join(str(error).split())[:500]
+
+
+class StopOnSignal:
+    """SIGTERM and Ctrl-C ask the run to checkpoint and leave; a second one ends the driver."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._before: dict[int, Any] = {}
+        self.number = 0  # of the signal that came
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        print(
+            f"{self._name}: {signal.Signals(number).name}: saving a checkpoint, then leaving",
+            flush=True,
+        )
+        threading.Thread(target=request_stop, args=(self._store, self._name), daemon=True).start()

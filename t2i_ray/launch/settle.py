@@ -1,0 +1,86 @@
+"""How a run ended: written down on storage and in MLflow, at once or later."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from t2i_ray import tracking
+from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.config import Config, parse_config
+from t2i_ray.generate import export
+from t2i_ray.runs import RunRecord, is_lost, now, run_store, write_run
+from t2i_ray.storage import Store
+
+
+def settle(store: Store, config: Config, record: RunRecord, outcome: dict[str, Any]) -> None:
+    """Write down how the run ended, here and in MLflow."""
+    record.status = outcome["status"]
+    record.reason = outcome.get("reason")
+    record.step = outcome.get("step", record.step)
+    record.attempts[-1].ended = now()
+    write_run(store, record)
+    # A worker that could not publish has waited already.
+    complete = sync(store, record, config, patience=20 if outcome.get("published") else 1)
+    print(
+        f"{record.name}: {record.status.lower()} at step {record.step}/{record.steps}"
+        + (f": {record.reason}" if record.reason else "")
+        + ("" if complete else f"\n{record.name}: MLflow is behind: t2i-ray sync {record.name}"),
+        flush=True,
+    )
+
+
+def sync(
+    store: Store,
+    record: RunRecord,
+    config: Config | None = None,
+    tracking_uri: str | None = None,
+    patience: float = 20,
+) -> bool:
+    """Give MLflow whatever it lacks of a run, its model and its status; whether it has all.
+
+    What the newest checkpoint held back is sent again: what MLflow has already, it stores once.
+    An MLflow that does not answer is waited for ``patience`` seconds.
+    """
+    folder = run_store(store, record.name).within("checkpoints")
+    checkpoint = Checkpoints(folder, keep=1).latest()
+    if is_lost(store, record):  # its driver could not say so any more
+        record.status, record.reason = "KILLED", "the driver was lost"
+        record.step = checkpoint.step if checkpoint else 0
+    if config is None:
+        if checkpoint is None:
+            return True
+        config = parse_config(checkpoint.documents["config"])
+    if tracking_uri:
+        moved = config.tracking.model_copy(update={"uri": tracking_uri})
+        config = config.model_copy(update={"tracking": moved})
+    destination = tracking.resolve(config)
+    complete = True
+    if checkpoint is not None:
+        left = checkpoint.documents["tracking"]
+        complete = tracking.sync(destination, left, store, patience, attempt=record.attempt)
+    if complete and destination and checkpoint and record.status == "FINISHED":
+        complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
+    if complete:
+        complete = tracking.set_status(
+            destination, record.key, record.status, record.reason, patience
+        )
+    record.published = complete
+    write_run(store, record)
+    return complete
+
+
+def _log_model(
+    destination: tracking.Destination, key: str, checkpoint: Checkpoint, register: bool
+) -> bool:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "generator"
+        folder.mkdir()
+        export(checkpoint, folder)
+        try:
+            tracking.log_model(destination, key, folder, step=checkpoint.step, register=register)
+        except Exception as error:  # whatever MLflow or its transport may raise
+            print(f"warning: the model is not in MLflow yet: {error}", flush=True)
+            return False
+    return True
