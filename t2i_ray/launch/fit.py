@@ -73,11 +73,9 @@ def fit_workers(config: Config, attempt: int, job: dict[str, Any], store: Store)
         try:
             ending.update(trainer.fit().return_value)
         except TrainingFailedError as error:
-            ending.update(status="FAILED", reason=_reason(error), published=False)
+            ending.update(status="FAILED", reason=_reason(error))
         except Exception as error:
-            ending.update(
-                status="FAILED", reason=f"{type(error).__name__}: {error}", published=False
-            )
+            ending.update(status="FAILED", reason=f"{type(error).__name__}: {error}")
 
     # fit() would handle Ctrl-C by ending the workers where they stand, and SIGTERM not at all; in
     # a thread it leaves signals alone.

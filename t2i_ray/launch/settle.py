@@ -22,7 +22,7 @@ def settle(store: Store, config: Config, record: RunRecord, outcome: dict[str, A
     record.attempts[-1].ended = now()
     write_run(store, record)
     # A worker that could not publish has waited already.
-    complete = sync(store, record, config, patience=20 if outcome.get("published") else 1)
+    complete = sync(store, record, config, patience=20 if outcome.get("published", True) else 1)
     print(
         f"{record.name}: {record.status.lower()} at step {record.step}/{record.steps}"
         + (f": {record.reason}" if record.reason else "")
