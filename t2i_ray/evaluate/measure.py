@@ -211,7 +211,8 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     share, square = right / count, z * z / count
     middle = (share + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # 0 and 1 are reached exactly, but for rounding.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -28,7 +28,7 @@ from t2i_ray.storage import MissingKey, Store
 VERSION = 1
 PIXELS = 32  # larger and smaller pictures are brought to this size: time is the same for all
 FEATURES = 128
-STEPS, BATCH, RATE = 850, 64, 4e-3
+STEPS, BATCH, RATE = 1200, 64, 4e-3
 REAL_PICTURES = 4096  # at most so many real pictures of a split are looked at
 Values = Mapping[str, list[str]]
 
@@ -229,7 +229,7 @@ def _train(prepared: Prepared, data: config.Data) -> Network:
 
 def _pixels(images: np.ndarray) -> Tensor:
     """uint8 [n, S, S, 3] to float32 [n, 3, 32, 32] in [-1, 1], by averaging areas."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
     return F.interpolate(pixels / 127.5 - 1, size=(PIXELS, PIXELS), mode="area")
 
 
