@@ -48,6 +48,7 @@ class Generator(nn.Module):
         )
         self.last = nn.ConvTranspose2d(channels[-1], 3, 4, stride=2, padding=1)
         self.apply(_dcgan_init)
+        nn.init.normal_(self.first.weight, 0.0, 0.02)  # a convolution in disguise
 
     def forward(self, noise: Tensor, code: Tensor) -> Tensor:
         """Noise [b, z], code [b, text_in] -> picture [b, 3, S, S] in [-1, 1]."""
@@ -83,6 +84,7 @@ class Discriminator(nn.Module):
         self.head = Head(text_in, text_dim, channels[-1])
         self.matcher = Matcher(text_in, text_dim, channels[-1]) if matching else None
         self.apply(_dcgan_init)
+        nn.init.normal_(self.head.join.weight, 0.0, 0.02)  # a convolution in disguise
 
     def features(self, images: Tensor) -> Tensor:
         """Pictures [b, 3, S, S] -> the image's half of the joint layer [b, c, 4, 4].
@@ -210,11 +212,10 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def _dcgan_init(module: nn.Module) -> None:
-    """DCGAN's start: weights N(0, 0.02), norms' scales N(1, 0.02), biases zero."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+    """DCGAN's start: convolutions N(0, 0.02), norms' scales N(1, 0.02), biases zero."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-        if module.weight.dim() == 4:
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
     if getattr(module, "bias", None) is not None:

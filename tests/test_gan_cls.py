@@ -30,7 +30,7 @@ class TinyEncoder(nn.Module):
             self.out = nn.Linear(5, DIM)
 
     def forward(self, rows: Tensor) -> Tensor:
-        code: Tensor = self.out(3 * self.words(rows).mean(1))
+        code: Tensor = self.out(3 * self.words(rows).mean(1)).tanh()
         return code
 
 
@@ -86,8 +86,13 @@ def norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     )
 
 
+def project(w: dict[str, Tensor], name: str, code: Tensor) -> Tensor:
+    x = linear(code, w[f"{name}.0.weight"])
+    return leaky_relu(norm(x, w, f"{name}.1"), 0.2)
+
+
 def textbook_generator(w: dict[str, Tensor], noise: Tensor, code: Tensor) -> Tensor:
-    text = leaky_relu(linear(code, w["text.weight"], w["text.bias"]), 0.2)
+    text = project(w, "text", code)
     joined = torch.cat([noise, text], 1)[:, :, None, None]  # a 1x1 picture
     # first.weight is [(h, w, c), in]; a transposed convolution wants [in, c, h, w]
     weight = w["first.weight"]
@@ -98,16 +103,32 @@ def textbook_generator(w: dict[str, Tensor], noise: Tensor, code: Tensor) -> Ten
     return conv_transpose2d(x, w["last.weight"], w["last.bias"], stride=2, padding=1).tanh()
 
 
-def textbook_discriminator(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Tensor:
+def textbook_trunk(w: dict[str, Tensor], images: Tensor) -> Tensor:
     x = conv2d(images, w["trunk.first.weight"], w["trunk.first.bias"], stride=2, padding=1)
-    x = leaky_relu(x, 0.2)
-    x = conv2d(x, w["trunk.blocks.0.0.weight"], stride=2, padding=1)
-    x = leaky_relu(norm(x, w, "trunk.blocks.0.1"), 0.2)
-    text = leaky_relu(linear(code, w["head.text.weight"], w["head.text.bias"]), 0.2)
-    tiled = text[:, :, None, None].expand(-1, -1, 4, 4)
+    x = conv2d(leaky_relu(x, 0.2), w["trunk.blocks.0.0.weight"], stride=2, padding=1)
+    return leaky_relu(norm(x, w, "trunk.blocks.0.1"), 0.2)
+
+
+def textbook_discriminator(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Tensor:
+    x = textbook_trunk(w, images)
+    tiled = project(w, "head.text", code)[:, :, None, None].expand(-1, -1, 4, 4)
     kernel = torch.cat([w["trunk.join.weight"], w["head.join.weight"][:, :, None, None]], 1)
     x = leaky_relu(norm(conv2d(torch.cat([x, tiled], 1), kernel), w, "head.norm"), 0.2)
     return conv2d(x, w["head.last.weight"], w["head.last.bias"]).flatten()
+
+
+def textbook_matching(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Tensor:
+    """Mean of -log P(caption i | picture i) and -log P(picture i | caption i)."""
+    x = conv2d(textbook_trunk(w, images), w["trunk.join.weight"])
+    pictures = linear(x.flatten(1), w["matcher.image.weight"], w["matcher.image.bias"])
+    captions = linear(code, w["matcher.text.weight"], w["matcher.text.bias"])
+    alike = [
+        [torch.exp(10 * torch.cosine_similarity(p, c, dim=0)) for c in captions] for p in pictures
+    ]
+    n = range(len(alike))
+    of_picture = [alike[i][i] / torch.stack(alike[i]).sum() for i in n]
+    of_caption = [alike[i][i] / torch.stack([row[i] for row in alike]).sum() for i in n]
+    return -torch.stack(of_picture + of_caption).log().mean()
 
 
 def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Tensor]:
@@ -115,6 +136,7 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
     g: dict[str, Tensor] = dict(gan.generator.named_parameters())
     d: dict[str, Tensor] = dict(gan.discriminator.named_parameters())
     e: dict[str, Tensor] = dict(gan.encoder.named_parameters())
+    weight = gan.train.matching
 
     def log_d(images: Tensor, code: Tensor) -> Tensor:
         return torch.log(torch.sigmoid(textbook_discriminator(d, images, code))).mean()
@@ -122,17 +144,21 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
     def log_not_d(images: Tensor, code: Tensor) -> Tensor:
         return torch.log(1 - torch.sigmoid(textbook_discriminator(d, images, code))).mean()
 
+    def matching(images: Tensor, code: Tensor) -> Tensor:
+        return weight * textbook_matching(d, images, code) if weight else torch.zeros(())
+
     codes = [gan.encoder(piece.right).detach() for piece in pieces]
-    losses_d = []
+    losses_d, matching_d = [], []
     for (images, right, wrong, noise), code in zip(pieces, codes, strict=True):
         fake = textbook_generator(g, noise, code).detach()
         s_r = log_d(images, gan.encoder(right))
         s_w = log_not_d(images, gan.encoder(wrong))
         s_f = log_not_d(fake, gan.encoder(right))
         losses_d.append(-(s_r + (s_w + s_f) / 2))
+        matching_d.append(matching(images, gan.encoder(right)))
     loss_d = torch.stack(losses_d).mean()
     of_d = [*d.values(), *e.values()]
-    gradients_d = torch.autograd.grad(loss_d, of_d)
+    gradients_d = torch.autograd.grad(loss_d + torch.stack(matching_d).mean(), of_d)
     if update == "alternating":
         for group in gan.optimizer_d.param_groups:
             group["lr"] = group["base_lr"]
@@ -140,12 +166,13 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
             parameter.grad = gradient
         gan.optimizer_d.step()
 
-    losses_g = [
-        -log_d(textbook_generator(g, piece.noise, code), code)
-        for piece, code in zip(pieces, codes, strict=True)
-    ]
+    losses_g, matching_g = [], []
+    for piece, code in zip(pieces, codes, strict=True):
+        fake = textbook_generator(g, piece.noise, code)
+        losses_g.append(-log_d(fake, code))
+        matching_g.append(matching(fake, code))
     loss_g = torch.stack(losses_g).mean()
-    gradients_g = torch.autograd.grad(loss_g, list(g.values()))
+    gradients_g = torch.autograd.grad(loss_g + torch.stack(matching_g).mean(), list(g.values()))
     names = [f"discriminator.{n}" for n in d] + [f"encoder.{n}" for n in e]
     result = dict(zip(names, gradients_d, strict=True))
     result.update(zip([f"generator.{n}" for n in g], gradients_g, strict=True))
@@ -172,10 +199,13 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], error: flo
 
 @pytest.mark.parametrize("update", ["alternating", "simultaneous"])
 @pytest.mark.parametrize("micro", [1, 4])
-def test_the_step_has_the_gradients_of_the_textbook(update: str, micro: int) -> None:
+@pytest.mark.parametrize("matching", [0.0, 0.7])
+def test_the_step_has_the_gradients_of_the_textbook(
+    update: str, micro: int, matching: float
+) -> None:
     pieces = make_pieces(micro)
-    gan = make_gan(micro_batches=micro, update=update)
-    book = make_gan(micro_batches=micro, update=update)
+    gan = make_gan(micro_batches=micro, update=update, matching=matching)
+    book = make_gan(micro_batches=micro, update=update, matching=matching)
     wanted = textbook_step(book, pieces, update)
     losses = gan.step(pieces, step=0, micro_batches=micro, world=1)
     found = gradients(gan) | {name: losses[name] for name in ("d_loss", "g_loss")}
@@ -227,7 +257,7 @@ VARIANTS = [("alternating", False), ("alternating", True), ("simultaneous", Fals
 
 def _train(update: str, recompute: bool, rank: int, world: int) -> dict[str, Tensor]:
     """What three steps leave behind: gradients, losses and state."""
-    gan = make_gan(micro_batches=4, update=update, recompute_fakes=recompute)
+    gan = make_gan(micro_batches=4, update=update, recompute_fakes=recompute, matching=0.5)
     gan.distribute()
     for step in range(3):
         mine = make_pieces(4, seed=step)[rank::world]  # 3 workers: shares of 2, 1 and 1
@@ -381,6 +411,13 @@ def test_the_step_sets_the_scheduled_rates() -> None:
     gan.step(make_pieces(1), 7, 1, 1)
     assert [group["lr"] for group in gan.optimizer_d.param_groups] == [2e-3 / 4, 5e-4 / 4]
     assert [group["lr"] for group in gan.optimizer_g.param_groups] == [1e-3 / 4]
+
+
+def test_captions_of_any_scale_reach_the_picture() -> None:
+    torch.manual_seed(0)
+    generator = Generator(3, DIM, 4, [8, 6])
+    noise, code = torch.randn(32, 3), 10 * torch.randn(32, DIM)
+    assert torch.allclose(generator(noise, code), generator(noise, 9 * code + 5), atol=1e-5)
 
 
 @pytest.mark.parametrize("update", ["alternating", "simultaneous"])
