@@ -57,26 +57,29 @@ def strip(images: np.ndarray, labels: Sequence[str] | None = None) -> bytes:
 
     Args:
         images: uint8 [n, S, S, 3].
-        labels: one a picture, "" for none.
+        labels: one a picture, or two for the two ends.
 
     Raises:
-        ValueError: there is no image, or not one label for each.
+        ValueError: there is no image, or the labels are neither n nor two.
     """
     labels = [""] * len(images) if labels is None else labels
-    if not len(images) or len(labels) != len(images):
+    if not len(images) or len(labels) not in (2, len(images)):
         raise ValueError(f"{len(images)} images with {len(labels)} labels")
     tiles, font = _enlarge(images), _font()
     edge = tiles.shape[1]
-    wrapped = [_wrap(label, font, edge) for label in labels]
+    span = len(tiles) * (edge + GAP) - GAP
+    room = (span + GAP) // len(labels) - GAP  # for a label
+    wrapped = [_wrap(label, font, room) for label in labels]
     below = max(len(lines) for lines in wrapped) * LINE
-    width = len(tiles) * (edge + GAP) - GAP + 2 * MARGIN
-    canvas = Image.new("RGB", (width, edge + below + 2 * MARGIN), "white")
+    canvas = Image.new("RGB", (span + 2 * MARGIN, edge + below + 2 * MARGIN), "white")
     pen = ImageDraw.Draw(canvas)
-    for i, (tile, lines) in enumerate(zip(tiles, wrapped, strict=True)):
-        left = MARGIN + i * (edge + GAP)
-        canvas.paste(Image.fromarray(tile), (left, MARGIN))
+    for i, tile in enumerate(tiles):
+        canvas.paste(Image.fromarray(tile), (MARGIN + i * (edge + GAP), MARGIN))
+    for i, lines in enumerate(wrapped):
+        # Labels of pictures are centred; those of the ends are flush with them.
+        flush = 0.5 if len(labels) == len(tiles) else float(i)
         for j, line in enumerate(lines):
-            x = left + (edge - font.getlength(line)) / 2
+            x = MARGIN + i * (room + GAP) + flush * (room - font.getlength(line))
             pen.text((x, MARGIN + edge + 2 + j * LINE), line, INK, font)
     return _png(canvas)
 

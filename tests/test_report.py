@@ -98,6 +98,12 @@ def test_a_strip_is_in_order() -> None:
     under = labelled[MARGIN + 96 :]
     assert (under[:, lefts[1] : lefts[5]] == 255).all()
     assert (under[:, : lefts[1]] < 128).any()
+    ends = decode(strip(plain(*COLOURS), ["from here", "to there"]))
+    assert ends.shape == (labelled.shape[0], *pixels.shape[1:])
+    under = ends[MARGIN + 96 :]
+    assert (under[:, lefts[1] : lefts[5]] == 255).all()
+    assert (under[:, : lefts[1]] < 128).any()
+    assert (under[:, lefts[5] :] < 128).any()
     with pytest.raises(ValueError, match="6 images with 1 labels"):
         strip(plain(*COLOURS), ["one"])
 
