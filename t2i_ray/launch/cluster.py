@@ -49,7 +49,7 @@ def connect(config: Config) -> None:
             f"cluster.workers={cluster.workers} need {need} {kind}s and the cluster has "
             f"{have.get(kind, 0):g}"
         )
-        if not address:
+        if address in (None, "", "local"):
             raise UserError(f"{problem}; ask for fewer workers or threads")
         print(f"warning: {problem}; waiting for it to grow", flush=True)
     local = not config.storage.uri.startswith("s3://")
