@@ -103,7 +103,7 @@ def ensure_reader(
 ) -> None:
     """Train the reader of this data and picture size, unless it is there already.
 
-    Takes some 40 s on two cores. The same data, threads and machine give the same bits; the
+    Takes about 80 s of one core's time. The same data, threads and machine give the same bits; the
     global random state is left alone.
 
     Args:
