@@ -230,7 +230,7 @@ class Checkpoint(Section):
     every: int = operational(1000, doc="Steps between two checkpoints.", ge=1)
     keep: int = operational(3, doc="How many of the newest checkpoints are kept.", ge=1)
     best: str | None = operational(
-        None, doc="Metric by which one more checkpoint is kept, e.g. agreement/petal_colour."
+        None, doc="Metric by which one more checkpoint is kept, e.g. val/agreement/mean."
     )
     best_mode: Literal["max", "min"] = operational("max", doc="Whether larger is better.")
 

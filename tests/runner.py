@@ -146,7 +146,11 @@ class Runner:
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """Wait for a command and check its exit code."""
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"still running:\n{process.communicate()[0]}") from None
     assert process.returncode == code, f"exit code {process.returncode}:\n{output}"
     return output
 

@@ -133,10 +133,10 @@ def test_captions_depend_on_the_seed_alone(trained: Reader, prepared: Prepared) 
 
 
 def test_metrics_hold_only_measures(of_real: Measures, trained: Reader) -> None:
-    good = {f"agreement/{n}" for n, share in trained.accuracy.items() if share >= 0.95}
-    assert set(of_real.metrics) == {*good, "agreement/mean", "frechet_reader/val"}
+    good = {f"val/agreement/{n}" for n, share in trained.accuracy.items() if share >= 0.95}
+    assert set(of_real.metrics) == {*good, "val/agreement/mean", "val/frechet_reader"}
     shares = [of_real.metrics[name] for name in good]
-    assert of_real.metrics["agreement/mean"] == pytest.approx(np.mean(shares))
+    assert of_real.metrics["val/agreement/mean"] == pytest.approx(np.mean(shares))
     weak = [n for n, share in trained.accuracy.items() if share < 0.95]
     assert weak  # so few steps are not enough for the petals' number
     table = of_real.table()
@@ -150,7 +150,7 @@ def test_metrics_hold_only_measures(of_real: Measures, trained: Reader) -> None:
 def test_outputs_are_plain_and_not_mistaken(of_real: Measures) -> None:
     document = of_real.to_json()
     assert json.loads(json.dumps(document)) == document
-    assert document["mean"] == of_real.metrics["agreement/mean"]
+    assert document["mean"] == of_real.metrics["val/agreement/mean"]
     for text in (of_real.table(), json.dumps(document), *of_real.metrics):
         assert "FID" not in text.upper()
         assert "INCEPTION" not in text.upper()
@@ -166,7 +166,7 @@ def test_distance_grows_with_damage(trained: Reader, prepared: Prepared) -> None
             return noisy.clip(0, 255).astype(np.uint8)
 
         found = measure(trained, prepared, generate, split="val", count=150)
-        return found.metrics["frechet_reader/val"]
+        return found.metrics["val/frechet_reader"]
 
     clean, some, much = spoilt(0), spoilt(40), spoilt(120)
     assert clean < some < much

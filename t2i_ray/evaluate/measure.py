@@ -66,7 +66,8 @@ class Measures:
         }
         if self.mean is not None:
             metrics["agreement/mean"] = self.mean
-        return {**metrics, f"frechet_reader/{self.split}": self.frechet_reader}
+        metrics["frechet_reader"] = self.frechet_reader
+        return {f"{self.split}/{name}": value for name, value in metrics.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON."""

@@ -28,6 +28,7 @@ from t2i_ray.storage import MissingKey, Store
 VERSION = 1
 PIXELS = 32  # larger and smaller pictures are brought to this size: time is the same for all
 FEATURES = 128
+EPOCHS = 20  # of a small data set; a large one is seen STEPS times BATCH pictures
 STEPS, BATCH, RATE = 1200, 64, 4e-3
 REAL_PICTURES = 4096  # at most so many real pictures of a split are looked at
 Values = Mapping[str, list[str]]
@@ -211,10 +212,11 @@ def _train(prepared: Prepared, data: config.Data) -> Network:
         network = Network(prepared.attribute_values)
     network.train()
     adam = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, total_steps=STEPS, pct_start=0.2)
+    steps = min(STEPS, EPOCHS * len(prepared.ids("train")) // BATCH + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, total_steps=steps, pct_start=0.2)
     batches = _batches(prepared, data, "train", BATCH)
     labels = {name: torch.from_numpy(truth) for name, truth in prepared.attributes.items()}
-    for step in range(STEPS):
+    for step in range(steps):
         piece = batches.piece(step, 0)
         samples = torch.from_numpy(_samples(prepared, piece))
         _, logits = network(_spoil(_pixels(piece.images), step))

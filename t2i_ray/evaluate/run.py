@@ -54,8 +54,7 @@ def _show(store: Store, checkpoint: Checkpoint, config: Config, measures: Measur
         return True
     about = About.from_json(snapshot["about"])
     tracker = Tracker(destination, about, store, owner=False)
-    metrics = {f"{measures.split}/{name}": value for name, value in measures.metrics.items()}
-    tracker.log(checkpoint.step, metrics)
+    tracker.log(checkpoint.step, measures.metrics)
     tracker.commit()
     shown = tracker.flush(timeout=60)
     tracker.close()
