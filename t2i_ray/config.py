@@ -216,6 +216,11 @@ class Train(Section):
                 f"train.micro_batches={self.micro_batches} does not divide "
                 f"train.batch_size={self.batch_size}; use e.g. {', '.join(map(str, near))}"
             )
+        if self.compile and self.update == "simultaneous":
+            # Two backwards over one graph, and compiled code may free buffers in the first.
+            raise ValueError(
+                "compile=True goes with update=alternating only; change one of the two"
+            )
         if self.batch_size == self.micro_batches:
             raise ValueError(
                 f"train.micro_batches={self.micro_batches} leaves one picture a piece, and "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import batch_norm, conv2d, conv_transpose2d, leaky_relu, linear
 
-from t2i_ray.config import Config, Optim, parse_config
+from t2i_ray.config import Config, Optim, UserError, parse_config
 from t2i_ray.gan_cls import GanCls, Piece, Scores, discriminator_loss, generator_loss, schedule
 from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
 
@@ -468,6 +468,12 @@ def test_bfloat16_keeps_float32_weights_and_losses(update: str) -> None:
     losses = gan.step(make_pieces(1), 0, 1, 1)
     assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
     assert gan.generator.last.weight.dtype == torch.float32
+
+
+def test_compiled_networks_and_the_simultaneous_update_are_refused_together() -> None:
+    # torch 2.13 served cached code that overwrote what the second backward needed: wrong weights
+    with pytest.raises(UserError, match="update=alternating"):
+        make_config(compile=True, update="simultaneous")
 
 
 def test_a_few_steps_teach_the_discriminator() -> None:
