@@ -212,6 +212,12 @@ class GanCls:
         with self._autocast():
             return self.discriminator.score(features, codes)
 
+    def _match(self, features: Tensor, codes: Tensor) -> Tensor:
+        """Features [b, c, 4, 4], codes [b, text_in] -> loss."""
+        with self._autocast():
+            logits = self.discriminator.match(features, codes)
+        return matching_loss(logits)
+
     def _critic_loss(
         self, images: Tensor, fakes: Tensor, right: Tensor, wrong: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -222,7 +228,7 @@ class GanCls:
         )
         loss, outcome = discriminator_loss(scores)
         if self.train.matching:
-            match = matching_loss(self.discriminator.match(real, right))
+            match = self._match(real, right)
             loss = loss + self.train.matching * match
             outcome["d_match"] = match.detach()
         return loss, scores.fake, outcome
@@ -234,7 +240,7 @@ class GanCls:
         loss = generator_loss(score)
         outcome = {"g_loss": loss.detach()}
         if self.train.matching:
-            match = matching_loss(self.discriminator.match(fakes, codes))
+            match = self._match(fakes, codes)
             loss = loss + self.train.matching * match
             outcome["g_match"] = match.detach()
         return loss, outcome
