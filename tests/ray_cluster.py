@@ -52,10 +52,13 @@ class RayCluster:
 
     def start(self) -> None:
         command = [
+            # The kernel ends it, should this process be killed before it can.
+            "setpriv", "--pdeathsig", "TERM",
             str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
             f"--port={self.port}", f"--num-cpus={self.cpus}", "--num-gpus=0",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}", "--disable-usage-stats",
+            f"--dashboard-agent-listen-port={free_port()}",
             f"--object-store-memory={256 * 2**20}",
         ]  # fmt: skip
         env = {k: v for k, v in self.env.items() if k not in ("RAY_ADDRESS",)}

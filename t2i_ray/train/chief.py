@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -181,8 +182,10 @@ class Chief(Bystander):
         self._refresh(gan)
         reader = evaluate.load_reader(self._root, self._prepared, self._config.data)
 
+        part = itertools.count()
+
         def generate(captions: np.ndarray) -> np.ndarray:
-            noise = self._feed.noise("evaluation", count=len(captions))
+            noise = self._feed.noise("evaluation", next(part), count=len(captions))
             return to_uint8(gan.sample(noise, self._feed.rows(captions)))
 
         self._scores = evaluate.measure(
