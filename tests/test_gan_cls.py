@@ -114,7 +114,8 @@ def textbook_discriminator(w: dict[str, Tensor], images: Tensor, code: Tensor) -
     tiled = project(w, "head.text", code)[:, :, None, None].expand(-1, -1, 4, 4)
     kernel = torch.cat([w["trunk.join.weight"], w["head.join.weight"][:, :, None, None]], 1)
     x = leaky_relu(norm(conv2d(torch.cat([x, tiled], 1), kernel), w, "head.norm"), 0.2)
-    return conv2d(x, w["head.last.weight"], w["head.last.bias"]).flatten()
+    kernel = w["head.last.weight"].view(1, 4, 4, -1).permute(0, 3, 1, 2)
+    return conv2d(x, kernel, w["head.last.bias"]).flatten()
 
 
 def textbook_matching(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Tensor:
