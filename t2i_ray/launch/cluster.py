@@ -29,12 +29,17 @@ def connect(config: Config) -> None:
     """
     cluster = config.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
+    alone = address in (None, "", "local")
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         try:
             # The dashboard listens on loopback; without it Ray Train can't clean up after itself.
-            ray.init(address=address, logging_level="error")
+            if alone:
+                ray.init("local", logging_level="error", _node_ip_address="127.0.0.1")
+            else:
+                ray.init(address, logging_level="error")
         except ConnectionError as error:
             raise UserError(
                 f"cluster.address={address}: no Ray cluster answers there ({error}); start one "
@@ -49,7 +54,7 @@ def connect(config: Config) -> None:
             f"cluster.workers={cluster.workers} need {need} {kind}s and the cluster has "
             f"{have.get(kind, 0):g}"
         )
-        if address in (None, "", "local"):
+        if alone:
             raise UserError(f"{problem}; ask for fewer workers or threads")
         print(f"warning: {problem}; waiting for it to grow", flush=True)
     local = not config.storage.uri.startswith("s3://")
