@@ -84,7 +84,7 @@ class Discriminator(nn.Module):
         self.head = Head(text_in, text_dim, channels[-1])
         self.matcher = Matcher(text_in, text_dim, channels[-1]) if matching else None
         self.apply(_dcgan_init)
-        for layer in (self.head.join, self.head.last):  # convolutions in disguise
+        for layer in (self.trunk.join, self.head.join, self.head.last):  # convolutions in disguise
             nn.init.normal_(layer.weight, 0.0, 0.02)
 
     def features(self, images: Tensor) -> Tensor:
@@ -123,15 +123,16 @@ class Trunk(nn.Module):
             for narrow, wide in pairwise(channels)
         )
         # The 1x1 convolution over [image, text] is W_i f + W_t e; this is W_i, the head has W_t.
-        self.join = nn.Conv2d(channels[-1], channels[-1], 1, bias=False)
+        # As a matrix product: DDP would warn of the strides of a 1x1 kernel's gradient.
+        self.join = nn.Linear(channels[-1], channels[-1], bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pictures [b, 3, S, S] -> W_i f [b, c, 4, 4]."""
         x = leaky_relu(self.first(images), SLOPE, inplace=True)  # -> [b, c, S/2, S/2]
         for block in self.blocks:
             x = block(x)  # [b, c, h, w] -> [b, c', h/2, w/2]
-        joined: Tensor = self.join(x)  # [b, c, 4, 4]
-        return joined
+        joined: Tensor = self.join(x.permute(0, 2, 3, 1))  # [b, 4, 4, c]
+        return joined.permute(0, 3, 1, 2)  # [b, c, 4, 4], channels last
 
 
 class Head(nn.Module):

@@ -112,7 +112,7 @@ def textbook_trunk(w: dict[str, Tensor], images: Tensor) -> Tensor:
 def textbook_discriminator(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Tensor:
     x = textbook_trunk(w, images)
     tiled = project(w, "head.text", code)[:, :, None, None].expand(-1, -1, 4, 4)
-    kernel = torch.cat([w["trunk.join.weight"], w["head.join.weight"][:, :, None, None]], 1)
+    kernel = torch.cat([w["trunk.join.weight"], w["head.join.weight"]], 1)[:, :, None, None]
     x = leaky_relu(norm(conv2d(torch.cat([x, tiled], 1), kernel), w, "head.norm"), 0.2)
     kernel = w["head.last.weight"].view(1, 4, 4, -1).permute(0, 3, 1, 2)
     return conv2d(x, kernel, w["head.last.bias"]).flatten()
@@ -120,7 +120,7 @@ def textbook_discriminator(w: dict[str, Tensor], images: Tensor, code: Tensor) -
 
 def textbook_matching(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Tensor:
     """Mean of -log P(caption i | picture i) and -log P(picture i | caption i)."""
-    x = conv2d(textbook_trunk(w, images), w["trunk.join.weight"])
+    x = conv2d(textbook_trunk(w, images), w["trunk.join.weight"][:, :, None, None])
     pictures = linear(x.flatten(1), w["matcher.image.weight"], w["matcher.image.bias"])
     captions = linear(code, w["matcher.text.weight"], w["matcher.text.bias"])
     alike = [

@@ -113,9 +113,9 @@ def load_model(model: str, storage: str, endpoint: str | None) -> Pipeline:
         from t2i_ray.tracking import download_model
 
         return Pipeline.from_folder(download_model(model, Storage(uri=storage, endpoint=endpoint)))
-    if Path(model).is_dir():
-        return Pipeline.from_folder(model)
     store = opened(storage, endpoint)
+    if "/" in model or (Path(model).is_dir() and not read_run(store, model)):
+        return Pipeline.from_folder(model)
     existing_run(store, model)
     checkpoints = Checkpoints(run_store(store, model).within("checkpoints"), keep=1)
     checkpoint = checkpoints.latest()
