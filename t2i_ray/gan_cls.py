@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, softplus
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
 from t2i_ray.config import Config, Optim
+from t2i_ray.losses import Scores, discriminator_loss, generator_loss, matching_loss
 from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
 
 State = dict[str, dict[str, Tensor]]
@@ -32,14 +32,6 @@ class Piece(NamedTuple):
     right: Tensor  # [b, ...] encoder rows of a caption of the picture
     wrong: Tensor  # [b, ...] encoder rows of a caption of another picture
     noise: Tensor  # [b, z]
-
-
-class Scores(NamedTuple):
-    """The discriminator's logits for the three pairs of Algorithm 1."""
-
-    real: Tensor  # [b] real picture, right caption
-    wrong: Tensor  # [b] real picture, wrong caption
-    fake: Tensor  # [b] generated picture, right caption
 
 
 class Reducer(nn.Module):
@@ -371,47 +363,6 @@ class GanCls:
                 optimizer.state[parameter][kind] = torch.empty_like(room).copy_(value)
 
 
-# ------------------------------------------------------------------------- losses, schedule
-
-
-def discriminator_loss(scores: Scores) -> tuple[Tensor, dict[str, Tensor]]:
-    """Maximise the likelihood of "real and matching" for real + right, its contrary for the rest.
-
-    -log D(real, right) - 1/2 log(1 - D(real, wrong)) - 1/2 log(1 - D(fake, right)), with D the
-    logistic function of the score (Algorithm 1, line 9); and the terms and shares to log.
-    """
-    real, wrong, fake = (_at_least_float32(score) for score in scores)
-    terms = {
-        "d_real": softplus(-real).mean(),
-        "d_wrong": softplus(wrong).mean(),
-        "d_fake": softplus(fake).mean(),
-    }
-    loss = terms["d_real"] + terms["d_wrong"] / 2 + terms["d_fake"] / 2
-    right_sign = {
-        "d_acc_real": (real > 0).to(loss.dtype).mean(),
-        "d_acc_wrong": (wrong < 0).to(loss.dtype).mean(),
-        "d_acc_fake": (fake < 0).to(loss.dtype).mean(),
-    }
-    logged = {"d_loss": loss, **terms, **right_sign}
-    return loss, {name: value.detach() for name, value in logged.items()}
-
-
-def generator_loss(fake: Tensor) -> Tensor:
-    """Maximise the likelihood that D takes the fake for real and matching: -log D(fake, right)."""
-    return softplus(-_at_least_float32(fake)).mean()
-
-
-def matching_loss(logits: Tensor) -> Tensor:
-    """Maximise the likelihood of picking each picture's caption, and each caption's picture.
-
-    Logits [b, b], pictures by captions. The contrastive loss of XMC-GAN (Zhang et al. 2021,
-    "Cross-Modal Contrastive Learning for Text-to-Image Generation", equations 1 and 2), in both
-    directions: D and the encoder learn from real pictures, G from its own.
-    """
-    logits, own = _at_least_float32(logits), torch.arange(len(logits), device=logits.device)
-    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
-
-
 def schedule(optim: Optim, step: int, steps: int) -> float:
     """Factor on the learning rates at this step of so many."""
     if optim.schedule == "halving":
@@ -419,10 +370,6 @@ def schedule(optim: Optim, step: int, steps: int) -> float:
     if optim.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
     return 1.0
-
-
-def _at_least_float32(score: Tensor) -> Tensor:
-    return score.to(torch.promote_types(score.dtype, torch.float32))
 
 
 def _mark_last(pieces: Sequence[Piece]) -> list[tuple[bool, Piece]]:

@@ -13,7 +13,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import batch_norm, conv2d, conv_transpose2d, leaky_relu, linear
 
 from t2i_ray.config import Config, Optim, UserError, parse_config
-from t2i_ray.gan_cls import GanCls, Piece, Scores, discriminator_loss, generator_loss, schedule
+from t2i_ray.gan_cls import GanCls, Piece, schedule
+from t2i_ray.losses import Scores, discriminator_loss, generator_loss
 from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
 
 WORDS, TOKENS, DIM = 20, 4, 6
