@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
 from t2i_ray.runs import begin_attempt
 from t2i_ray.storage import check_writable, open_store
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what runs as a job
 
 
 def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
@@ -38,7 +41,8 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
             sync(store, record, config)
         return 0
     encoder = _make_shared(config, data)
-    job = os.environ.get("RAY_JOB_SUBMISSION_ID")
+    job = json.loads(os.environ.get(JOB_VARIABLE) or "{}").get("metadata", {})
+    submission = job.get("job_submission_id")
     about = tracking.describe(
         config,
         key=record.key,
@@ -46,7 +50,10 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
         dataset=tracking.Dataset(prepared.manifest.kind, prepared.digest, f"{store.uri}/{data}"),
         git_commit=commit,
         git_diff=diff,
-        tags={"t2i_ray.storage": store.uri, **({"t2i_ray.submission": job} if job else {})},
+        tags={
+            "t2i_ray.storage": store.uri,
+            **({"t2i_ray.submission": submission} if submission else {}),
+        },
     )
     cluster, steps = config.cluster, config.train.steps
     print(
@@ -85,7 +92,7 @@ def with_absolute_paths(config: Config) -> Config:
         if not value or "://" in value:
             continue
         path = Path(value).expanduser()
-        if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        if not path.is_absolute() and JOB_VARIABLE in os.environ:
             raise UserError(f"{key}={value}: a relative path in a Ray job; give an absolute one")
         section[key] = str(path.resolve())
     return parse_config(document)

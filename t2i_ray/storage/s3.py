@@ -113,6 +113,7 @@ class S3Store(Store):
                 entry["Key"].removeprefix(root)
                 for page in pages
                 for entry in page.get("Contents", ())
+                if not entry["Key"].endswith("/")  # pyarrow's markers of folders
             )
 
     def exists(self, key: str) -> bool:
