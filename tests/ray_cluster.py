@@ -89,7 +89,7 @@ class RayCluster:
         """End the head process; it ends what it started. What stays behind goes by its group."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

@@ -52,7 +52,7 @@ def log_model(
     if run is None:
         raise LookupError(f"no run {key} in MLflow's experiment {destination.experiment}")
     logged, _, uri = str(run.data.tags.get(MODEL_TAG, "")).partition(" ")
-    with _pointed_at(destination):
+    with _pointed_at(destination, run.info.experiment_id):
         if logged != str(step):
             uri = _log(run.info.run_id, folder, step)
             client.set_tag(run.info.run_id, MODEL_TAG, tag(f"{step} {uri}"))
@@ -87,19 +87,25 @@ def download_model(uri: str, storage: Storage) -> Path:
 
 
 @contextlib.contextmanager
-def _pointed_at(destination: Destination) -> Iterator[None]:
-    """For the calls that know only the process-wide server.
+def _pointed_at(destination: Destination, experiment_id: str | None = None) -> Iterator[None]:
+    """For the calls that know only the process-wide server and experiment.
 
-    By the environment: mlflow.set_tracking_uri changes it as well, and does not put it back.
+    By the environment: mlflow's own setters write to it too, and do not restore it. A logged
+    model belongs to the process's experiment, which need not be that of its run.
     """
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = destination.uri
+    changes = {"MLFLOW_TRACKING_URI": destination.uri}
+    if experiment_id:
+        changes["MLFLOW_EXPERIMENT_ID"] = experiment_id
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _log(run_id: str, folder: Path, step: int) -> str:
