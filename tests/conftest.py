@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import boto3
 import pytest
 from mlflow_server import MlflowServer
 from ray_cluster import RayCluster
-from runner import Runner
+from runner import RUN, Runner
 from servers import Radosgw, S3Server, missing_programs
 
+S3 = pytest.StashKey[Future[S3Server]]()
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server with a bucket, for the whole session; takes some 20 s to start."""
-    if missing := missing_programs():
-        pytest.skip(
-            f"no {', '.join(missing)}: apt-get install --no-install-recommends "
-            "radosgw ceph-mon ceph-osd"
-        )
-    server = Radosgw(tmp_path_factory.mktemp("radosgw"))
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the S3 server beside the first tests: it takes some 20 s."""
+    if any("s3" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.stash[S3] = ThreadPoolExecutor(1).submit(start_s3, Path(tempfile.mkdtemp()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End it, however the session went."""
+    if starting := session.stash.get(S3, None):
+        with contextlib.suppress(Exception):
+            server = starting.result().server
+            server.stop()
+            shutil.rmtree(server.folder)
+
+
+def start_s3(folder: Path) -> S3Server:
+    """A real S3 server with a bucket."""
+    server = Radosgw(folder)
     try:
         server.start()
         boto3.client(
@@ -29,9 +45,22 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             aws_access_key_id=server.access_key,
             aws_secret_access_key=server.secret_key,
         ).create_bucket(Bucket="t2i-ray-tests")
-        yield S3Server(server.endpoint, "t2i-ray-tests", server.env, server)
-    finally:
+    except BaseException:
         server.stop()
+        raise
+    return S3Server(server.endpoint, "t2i-ray-tests", server.env, server)
+
+
+@pytest.fixture(scope="session")
+def s3(request: pytest.FixtureRequest) -> S3Server:
+    """A real S3 server with a bucket, for the whole session."""
+    if missing := missing_programs():
+        pytest.skip(
+            f"no {', '.join(missing)}: apt-get install --no-install-recommends "
+            "radosgw ceph-mon ceph-osd"
+        )
+    server: S3Server = request.session.stash[S3].result()
+    return server
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +89,10 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
 def runner(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """t2i-ray on that cluster, with one storage folder for the whole session."""
     return Runner(ray_cluster, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def unbroken(runner: Runner) -> str:
+    """A finished run of two workers that nothing happened to, its model registered; its name."""
+    runner.train("unbroken", *RUN, "tracking.register_model=true")
+    return "unbroken"

@@ -59,6 +59,7 @@ class RayCluster:
             "--include-dashboard=true", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}", "--disable-usage-stats",
             f"--dashboard-agent-listen-port={free_port()}",
+            "--min-worker-port=0", "--max-worker-port=0",  # any: other clusters may run here
             f"--object-store-memory={256 * 2**20}",
         ]  # fmt: skip
         env = {k: v for k, v in self.env.items() if k not in ("RAY_ADDRESS",)}
@@ -89,7 +90,7 @@ class RayCluster:
         """End the head process; it ends what it started. What stays behind goes by its group."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=4)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

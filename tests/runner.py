@@ -16,9 +16,11 @@ from mlflow import MlflowClient
 from ray_cluster import RayCluster
 
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
-from t2i_ray.config import Storage
+from t2i_ray.config import Storage, load_config
 from t2i_ray.runs import RunRecord, read_run, run_store
 from t2i_ray.storage import open_store
+from t2i_ray.tracking import describe
+from t2i_ray.train import Job, Worker, train
 
 #: Small enough for a second of training, and yet all of it: two pieces, a trained encoder, EMA.
 TINY: dict[str, Any] = {
@@ -45,6 +47,13 @@ TINY: dict[str, Any] = {
     "train": {"steps": 60, "batch_size": 16, "micro_batches": 2, "sample_every": 40},
     "checkpoint": {"every": 10, "keep": 2},
 }
+
+STEPS = 100
+#: A run that is compared with others like it, whatever happens to them.
+RUN = (
+    "cluster.workers=2", f"train.steps={STEPS}", "evaluation.every=20", "evaluation.samples=64",
+    "checkpoint.best=val/frechet_reader", "checkpoint.best_mode=min",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,13 @@ class Runner:
     ) -> str:
         """Train to the end, and give what was printed."""
         return finish(self.start_training(name, *overrides, env=env), code)
+
+    def train_without_ray(self, name: str, like: str, *overrides: str) -> None:
+        """The same loop as one worker in this process, on the data of another run."""
+        config = load_config(self.config(name), list(overrides))
+        about = describe(config, key=name)
+        job = Job(config.model_dump(mode="json"), self.record(like).data, None, about.to_json())
+        assert train(job, Worker()).status == "FINISHED"
 
     def run(self, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
         return finish(self.start(*arguments, env=env), code)
@@ -130,7 +146,7 @@ class Runner:
         return {
             key: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
             for key in run.data.metrics
-            if not key.startswith("perf/")
+            if not key.startswith(("perf/", "test/"))  # test: measured afterwards
         }
 
     def wait_for_checkpoint(self, name: str, step: int) -> None:

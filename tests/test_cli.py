@@ -139,58 +139,52 @@ def test_wrong_s3_key_is_one_line_without_secrets(config: Path, s3: S3Server) ->
     assert "planted" not in done.stdout + done.stderr
 
 
-def test_generate_grid_strip_and_bad_input(runner: Runner, trained: str, tmp_path: Path) -> None:
+def test_generate_grid_strip_and_bad_input(runner: Runner, unbroken: str, tmp_path: Path) -> None:
     store = ["-s", str(runner.folder / "store")]
     (tmp_path / "captions.txt").write_text("a blue flower\n\na white flower\n")
     grid, strip = tmp_path / "grid.png", tmp_path / "strip.png"
     captions = ["a red flower", "--file", str(tmp_path / "captions.txt")]
-    runner.run("generate", trained, *captions, "-o", str(grid), "--count", "3", *store)
+    runner.run("generate", unbroken, *captions, "-o", str(grid), "--count", "3", *store)
     pair = ["a red flower", "a blue flower", "--between", "captions"]
-    runner.run("generate", trained, *pair, "-o", str(strip), "--count", "5", *store)
+    runner.run("generate", unbroken, *pair, "-o", str(strip), "--count", "5", *store)
     with Image.open(grid) as picture, Image.open(strip) as other:
         assert picture.size[1] > 2 * other.size[1]
         assert len(picture.getcolors(1 << 24) or []) > 50
-    (runner.folder / trained).mkdir()  # a folder of the run's name in the way
+    (runner.folder / unbroken).mkdir()  # a folder of the run's name in the way
     again = tmp_path / "again.png"
-    runner.run("generate", trained, *captions, "-o", str(again), "--count", "3", *store)
+    runner.run("generate", unbroken, *captions, "-o", str(again), "--count", "3", *store)
     assert again.read_bytes() == grid.read_bytes()
     for arguments, says in (
         (["nothing", "a flower"], "nothing"),
-        ([trained], "captions"),
-        ([trained, "one", "--between", "captions"], "two captions"),
-        ([trained, "one", "-o", "/nowhere/x.png"], "/nowhere"),
+        ([unbroken], "captions"),
+        ([unbroken, "one", "--between", "captions"], "two captions"),
+        ([unbroken, "one", "-o", "/nowhere/x.png"], "/nowhere"),
         ([str(tmp_path), "one"], "generator_ema.safetensors is missing"),
     ):
         output = runner.run("generate", *arguments, *store, code=2)
         assert says in output.strip().splitlines()[-1]
 
 
-@pytest.fixture(scope="module")
-def trained(runner: Runner) -> str:
-    runner.train("trained", "tracking.register_model=true")
-    return "trained"
-
-
-def test_model_in_the_registry_draws(runner: Runner, trained: str, tmp_path: Path) -> None:
+def test_model_in_the_registry_draws(runner: Runner, unbroken: str, tmp_path: Path) -> None:
     """It lies with the run's artifacts, wherever the commands were given."""
     assert not (runner.folder / "mlruns").exists()
     assert list((runner.folder / "store/mlartifacts").glob("**/generator_ema.safetensors"))
     env = {"MLFLOW_TRACKING_URI": f"sqlite:///{runner.folder}/store/mlflow.db"}
     output = str(tmp_path / "model.png")
-    runner.run("generate", "models:/trained/1", "a red flower", "-o", output, env=env)
+    runner.run("generate", "models:/unbroken/1", "a red flower", "-o", output, env=env)
     with Image.open(output) as picture:
         assert picture.size[0] > 100
 
 
-def test_evaluate(runner: Runner, trained: str) -> None:
+def test_evaluate(runner: Runner, unbroken: str) -> None:
     store = ["-s", str(runner.folder / "store")]
-    output = runner.run("evaluate", trained, "--count", "64", *store, env={"COLUMNS": "160"})
+    output = runner.run("evaluate", unbroken, "--count", "64", *store, env={"COLUMNS": "160"})
     assert "petal_colour" in output
     assert "FID" not in output
-    metrics = runner.mlflow_run(trained).data.metrics
+    metrics = runner.mlflow_run(unbroken).data.metrics
     assert metrics["test/frechet_reader"] > 0
-    runner.run("evaluate", trained, "--count", "64", *store)
-    run_id = runner.mlflow_run(trained).info.run_id
+    runner.run("evaluate", unbroken, "--count", "64", *store)
+    run_id = runner.mlflow_run(unbroken).info.run_id
     history = runner.mlflow().get_metric_history(run_id, "test/frechet_reader")
     assert len(history) == 1  # measured again, shown once
 
@@ -226,7 +220,7 @@ def test_ray_job(runner: Runner) -> None:
     runner.config("as-a-job").rename(job / "run.yaml")
     env_vars = {"T2I_RAY_COMMIT": "0123456789abcdef", "PATH": f"{BIN}:/usr/bin:/bin"}
     options = ["--working-dir", str(job), "--runtime-env-json", json.dumps({"env_vars": env_vars})]
-    command = ["t2i-ray", "train", "run.yaml", "cluster.workers=2", "train.steps=400"]
+    command = ["t2i-ray", "train", "run.yaml", "train.steps=400"]
 
     def ray_job(*arguments: str) -> str:
         done = subprocess.run(

@@ -17,8 +17,11 @@ RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show each progress line twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
 }
+# And those of a cluster that is ours alone: Ray would let every other process of the machine, its
+# own helpers first of all, push the workers aside.
+OWN_CLUSTER_SETTINGS = {"RAY_worker_niceness": "0"}
 
 
 def connect(config: Config) -> None:
@@ -31,13 +34,17 @@ def connect(config: Config) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
     alone = address in (None, "", "local")
-    for name, value in RAY_SETTINGS.items():
+    for name, value in {**RAY_SETTINGS, **(OWN_CLUSTER_SETTINGS if alone else {})}.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         try:
-            # The dashboard listens on loopback; without it Ray Train can't clean up after itself.
             if alone:
-                ray.init("local", logging_level="error", _node_ip_address="127.0.0.1")
+                ray.init(
+                    "local",
+                    logging_level="error",
+                    include_dashboard=False,  # eight processes for a cluster that nobody visits
+                    _node_ip_address="127.0.0.1",
+                )
             else:
                 ray.init(address, logging_level="error")
         except ConnectionError as error:

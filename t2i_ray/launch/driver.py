@@ -59,8 +59,7 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
     print(
         f"{config.name}: attempt {record.attempt}, {cluster.workers} workers, {steps} steps of "
         f"{config.train.batch_size} pictures\n"
-        f"{config.name}: files in {store.uri}/runs/{config.name}\n"
-        f"{config.name}: MLflow at {tracking.announce(destination, about, timeout=10)}",
+        f"{config.name}: files in {store.uri}/runs/{config.name}",
         flush=True,
     )
     job_document = {
@@ -69,8 +68,13 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
         "encoder": encoder,
         "about": about.to_json(),
     }
+
+    def announce() -> None:
+        if address := tracking.announce(destination, about, timeout=10):
+            print(f"{config.name}: MLflow at {address}", flush=True)
+
     with StopOnSignal(store, config.name) as stop:
-        outcome = fit_workers(config, record.attempt, job_document, store)
+        outcome = fit_workers(config, record.attempt, job_document, store, meanwhile=announce)
     settle(store, config, record, outcome)
     return {"FINISHED": 0, "KILLED": 128 + stop.number}.get(record.status, 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -41,15 +42,26 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def fit_workers(config: Config, attempt: int, job: dict[str, Any], store: Store) -> dict[str, Any]:
-    """Run the workers; how it ended, as a mapping of status, step, reason, published."""
+def fit_workers(
+    config: Config,
+    attempt: int,
+    job: dict[str, Any],
+    store: Store,
+    meanwhile: Callable[[], None],
+) -> dict[str, Any]:
+    """Run the workers; how it ended, as a mapping of status, step, reason, published.
+
+    ``meanwhile`` is called while the workers start, which takes ten seconds.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
+
+    from t2i_ray.launch.trainer import LeanTorchTrainer
 
     cluster = config.cluster
     path, filesystem = ray_storage(config, store)
-    trainer = TorchTrainer(
+    trainer = LeanTorchTrainer(
         work,
         train_loop_config=job,
         scaling_config=ScalingConfig(
@@ -81,6 +93,7 @@ def fit_workers(config: Config, attempt: int, job: dict[str, Any], store: Store)
     # a thread it leaves signals alone.
     thread = threading.Thread(target=fit, name="fit", daemon=True)
     thread.start()
+    meanwhile()
     while thread.is_alive():
         thread.join(0.2)
     return ending

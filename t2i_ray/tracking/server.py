@@ -187,12 +187,14 @@ def _ensure_experiment(client: MlflowClient, destination: Destination) -> str:
 def announce(destination: Destination | None, about: About, timeout: float = 3) -> str | None:
     """Make the run, so that workers find it, and say where to look at it.
 
-    None, after a warning, if MLflow can't be reached: training need not wait for it.
+    None if tracking is off, or, after a warning, if MLflow can't be reached.
     """
 
     def work(client: MlflowClient, where: Destination) -> str:
         return run_url(where, ensure_run(client, where, about))
 
+    if destination is None:
+        return None
     return _persist(destination, work, timeout, f"{about.name} is not shown in MLflow yet")
 
 
@@ -204,6 +206,8 @@ def set_status(
     timeout: float = 30,
 ) -> bool:
     """Write a run's status, and why; call it after the last metric. False if it could not be."""
+    if destination is None:
+        return True
 
     def work(client: MlflowClient, where: Destination) -> bool:
         run = find_run(client, where, key)
@@ -253,14 +257,12 @@ def run_url(destination: Destination, run: Run) -> str:
 
 
 def _persist(
-    destination: Destination | None,
+    destination: Destination,
     work: Callable[[MlflowClient, Destination], T],
     timeout: float,
     failure: str,
 ) -> T | None:
     """Do it, again if it fails, for so many seconds; then warn with the last error, and None."""
-    if destination is None:
-        return None
     end = time.monotonic() + timeout
     pause = 0.5
     while True:

@@ -52,6 +52,7 @@ class Tracker:
         self._spool = Spool.restore(snapshot["spool"]) if snapshot else Spool()
         self._changed = threading.Condition()
         self._closed = self._fenced = self._flushing = False
+        self._outage: float | None = None  # when it began
         if destination is None:
             return
         self._publisher = Publisher(
@@ -111,6 +112,11 @@ class Tracker:
             self._flushing = False
             return not self._fenced and self._publisher.idle()
 
+    @property
+    def in_outage(self) -> bool:
+        """Whether MLflow failed when it was last spoken to."""
+        return self._outage is not None
+
     def close(self) -> None:
         """End the thread, without a flush; what is left is in the newest snapshot."""
         with self._changed:
@@ -122,7 +128,6 @@ class Tracker:
     # ------------------------------------------------------------------------- the thread
 
     def _publish(self) -> None:
-        outage = 0.0  # when it began
         pause = 1.0
         while self._wait():
             try:
@@ -134,14 +139,14 @@ class Tracker:
                     self._changed.notify_all()
                 return
             except Exception as error:  # whatever MLflow, its transport or the store may raise
-                if not outage:
-                    outage = time.monotonic()
+                if self._outage is None:
+                    self._outage = time.monotonic()
                     log.warning("MLflow: %s; the metrics wait, the run goes on", one_line(error))
                 pause = self._rest(pause)
             else:
-                if outage:
-                    log.warning("MLflow is back after %.0f s", time.monotonic() - outage)
-                outage, pause = 0.0, 1.0
+                if self._outage is not None:
+                    log.warning("MLflow is back after %.0f s", time.monotonic() - self._outage)
+                self._outage, pause = None, 1.0
                 with self._changed:
                     self._changed.notify_all()
 

@@ -100,6 +100,7 @@ class Chief(Bystander):
         self._feed = feed
         self._worker = worker
         self._scores: dict[str, float] = {}
+        self._refreshed = -1  # the step whose averaged generator has its statistics
         self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
         self._train_seconds = 0.0
@@ -152,7 +153,7 @@ class Chief(Bystander):
         """The grid of fixed captions by fixed noises, by the averaged generator."""
         captions = self._grid_captions()
         noise = self._feed.noise("grid", count=GRID_NOISES)
-        self._refresh(gan)
+        self._refresh(step, gan)
         images = gan.sample(
             noise.repeat(len(captions), 1),
             self._feed.rows(np.repeat(captions, GRID_NOISES)),
@@ -166,8 +167,11 @@ class Chief(Bystander):
         chosen = ids[np.linspace(0, len(ids) - 1, min(GRID_CAPTIONS, len(ids))).astype(int)]
         return np.array([self._prepared.captions_of(sample)[0] for sample in chosen])
 
-    def _refresh(self, gan: GanCls) -> None:
+    def _refresh(self, step: int, gan: GanCls) -> None:
         """Estimate the averaged generator's BatchNorm statistics on training captions."""
+        if step == self._refreshed:
+            return
+        self._refreshed = step
         gan.refresh_ema_statistics([self._feed.piece(i, 0) for i in range(STATISTICS_BATCHES)])
 
     def evaluation_due(self, step: int) -> bool:
@@ -179,7 +183,7 @@ class Chief(Bystander):
         """Take the measures on the validation split."""
         from t2i_ray import evaluate
 
-        self._refresh(gan)
+        self._refresh(step, gan)
         reader = evaluate.load_reader(self._root, self._prepared, self._config.data)
 
         part = itertools.count()
@@ -195,7 +199,7 @@ class Chief(Bystander):
 
     def save(self, step: int, gan: GanCls) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
-        self._refresh(gan)
+        self._refresh(step, gan)
         self._train_seconds += time.monotonic() - self._started
         self._started = time.monotonic()
         cluster = self._config.cluster
@@ -255,7 +259,8 @@ class Chief(Bystander):
         self._pulse.close()
         self._checkpoints.wait()
         self._checkpoints.close()
-        published = self._tracker.flush(timeout=20)
+        # What is left is in the checkpoint: an outage need not hold up the end.
+        published = self._tracker.flush(timeout=5 if self._tracker.in_outage else 20)
         self._tracker.close()
         return published
 

@@ -1,25 +1,14 @@
-"""What a run is: typed sections, one YAML per run, dotted overrides, and the run's identity.
+"""What a run's YAML may say: its sections and fields, with their defaults and limits.
 
 Every field is either *identity* (the curve depends on it) or *operational* (workers, storage,
-intervals, logging). The identity fields, together with the digest of the prepared data, are
-hashed: the same name with another hash is another run, and is refused.
+intervals, logging).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-S = TypeVar("S", bound="Section")
-
-
-class UserError(Exception):
-    """Something the user can mend: one line naming field, value and remedy. Exit code 2."""
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 def identity(default: Any = ..., *, doc: str, **constraints: Any) -> Any:
@@ -327,106 +316,3 @@ class Config(Section):
                 f"train.micro_batches to {self.cluster.workers} or more, or fewer workers"
             )
         return self
-
-
-# -------------------------------------------------------------------- reading and identity
-
-
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a run's YAML and apply ``key.sub=value`` overrides (values are YAML).
-
-    Raises:
-        UserError: the file is missing or not YAML, or a field is unknown or wrong.
-    """
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf8"))
-    except OSError as error:
-        raise UserError(f"config {path}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise UserError(f"config {path}: must be a mapping of sections, such as name: and train:")
-    for override in overrides or []:
-        _apply(document, override)
-    return parse_config(document)
-
-
-def parse_config(document: dict[str, Any]) -> Config:
-    """The resolved config of a plain mapping. Raises UserError."""
-    return validate(Config, document)
-
-
-def validate(section: type[S], document: dict[str, Any]) -> S:
-    """A section from a plain mapping; the first problem as one line. Raises UserError."""
-    try:
-        return section.model_validate(document)
-    except ValidationError as error:
-        raise UserError(_one_line(error)) from None
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r}: write it as key.sub=value, e.g. train.steps=1000")
-    *sections, last = key.split(".")
-    place = document
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise UserError(f"override {override!r}: {section} is a value, not a section")
-    try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: {value!r} is not a YAML value") from None
-
-
-def _one_line(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key; remove it or mend its spelling")
-        elif problem["type"] == "missing":
-            lines.append(f"{where}: missing; it must be given")
-        elif problem["type"] == "union_tag_not_found":
-            lines.append(f"{where}: say which kind it is, e.g. {where}.kind=...")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))  # ours name their fields themselves
-        else:
-            lines.append(f"{where}={problem['input']!r}: {problem['msg']}")
-    return "; ".join(lines)
-
-
-def identity_of(config: Config) -> dict[str, Any]:
-    """The identity fields as a flat mapping of dotted names, sorted."""
-    return dict(sorted(_flat(config, identity_only=True)))
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """Every field as a flat mapping of dotted names."""
-    return dict(_flat(config, identity_only=False))
-
-
-def _flat(section: Section, *, identity_only: bool, prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        extra = field.json_schema_extra
-        marked = extra.get("identity") if isinstance(extra, dict) else None
-        if isinstance(value, Section):
-            if not (identity_only and marked is False):
-                rows += _flat(value, identity_only=identity_only, prefix=f"{prefix}{name}.")
-        elif not identity_only or marked is not False:
-            rows.append((f"{prefix}{name}", value))
-    return rows
-
-
-def identity_hash(config: Config, data_digest: str) -> str:
-    """Twelve hex digits naming what the curve depends on: identity fields and the data."""
-    document = {**identity_of(config), "data.digest": data_digest}
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of a run's YAML, for editors."""
-    return Config.model_json_schema()

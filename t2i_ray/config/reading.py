@@ -1,0 +1,87 @@
+"""From YAML and dotted overrides to a config, or to one line that says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from t2i_ray.config.sections import Config, Section
+
+S = TypeVar("S", bound=Section)
+
+
+class UserError(Exception):
+    """Something the user can mend: one line naming field, value and remedy. Exit code 2."""
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a run's YAML and apply ``key.sub=value`` overrides (values are YAML).
+
+    Raises:
+        UserError: the file is missing or not YAML, or a field is unknown or wrong.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf8"))
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"config {path}: must be a mapping of sections, such as name: and train:")
+    for override in overrides or []:
+        _apply(document, override)
+    return parse_config(document)
+
+
+def parse_config(document: dict[str, Any]) -> Config:
+    """The resolved config of a plain mapping. Raises UserError."""
+    return validate(Config, document)
+
+
+def validate(section: type[S], document: dict[str, Any]) -> S:
+    """A section from a plain mapping; the first problem as one line. Raises UserError."""
+    try:
+        return section.model_validate(document)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write it as key.sub=value, e.g. train.steps=1000")
+    *sections, last = key.split(".")
+    place = document
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UserError(f"override {override!r}: {section} is a value, not a section")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: {value!r} is not a YAML value") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key; remove it or mend its spelling")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: missing; it must be given")
+        elif problem["type"] == "union_tag_not_found":
+            lines.append(f"{where}: say which kind it is, e.g. {where}.kind=...")
+        elif problem["type"] == "value_error":
+            lines.append(str(problem["ctx"]["error"]))  # ours name their fields themselves
+        else:
+            lines.append(f"{where}={problem['input']!r}: {problem['msg']}")
+    return "; ".join(lines)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a run's YAML, for editors."""
+    return Config.model_json_schema()

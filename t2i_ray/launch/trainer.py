@@ -1,0 +1,28 @@
+"""Ray Train's TorchTrainer without the helper processes that our runs have no use for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train.torch import TorchTrainer
+
+# By name, so that a Ray that renames them merely starts them again.
+UNUSED = {
+    "DatasetsCallback",  # an actor that hands out Ray Data shards: our feed counts for itself
+    # A detached actor that asks the dashboard every second whether the controller lives, and says
+    # so in the user's terminal when it does not answer in time. What it would clean up ends with
+    # our driver, which follows its controller.
+    "PlacementGroupCleanerCallback",
+}
+
+
+class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc] # Ray's decorators hide its type
+    """TorchTrainer that starts quicker, and costs a small machine less while it runs.
+
+    Ray has no public way to leave these callbacks out; should the method that is overridden here
+    disappear, all of them come back.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ not in UNUSED]
