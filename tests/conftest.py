@@ -17,12 +17,14 @@ from runner import RUN, Runner
 from servers import Radosgw, S3Server, missing_programs
 
 S3 = pytest.StashKey[Future[S3Server]]()
+# Its thread must live as long as the server: the kernel ends it with the thread that started it.
+STARTER = ThreadPoolExecutor(1)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the S3 server beside the first tests: it takes some 20 s."""
     if any("s3" in getattr(item, "fixturenames", ()) for item in session.items):
-        session.stash[S3] = ThreadPoolExecutor(1).submit(start_s3, Path(tempfile.mkdtemp()))
+        session.stash[S3] = STARTER.submit(start_s3, Path(tempfile.mkdtemp()))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "t2i_ray"
 # From the top down: a room may import those after it.
 ROOMS = [
     "cli",
+    "sweep",
     "launch",
     "train",
     "evaluate",
@@ -29,7 +30,7 @@ ROOMS = [
     "config",
 ]
 ONLY_IN = {
-    "ray": {"launch"},
+    "ray": {"launch", "sweep"},
     "mlflow": {"tracking"},
     "transformers": {"encoders"},
     "boto3": {"storage"},

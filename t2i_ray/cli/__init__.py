@@ -77,6 +77,22 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def tune(
+    sweep: Annotated[Path, typer.Argument(help="A sweep's YAML, such as tune_configs/smoke.yaml.")],
+    overrides: Overrides = None,
+) -> None:
+    """Run a sweep's trials on the Ray cluster; the same command again goes on with it."""
+    from t2i_ray.cli.commit import git_commit
+    from t2i_ray.config import load_sweep
+
+    loaded = load_sweep(sweep, overrides)
+    from t2i_ray import sweep as sweeps
+
+    commit, diff = git_commit()
+    raise typer.Exit(sweeps.tune(loaded, commit=commit, diff=diff))
+
+
+@app.command()
 def prepare(
     source: Annotated[str, typer.Argument(help="synthetic-flowers, emoji or folder.")],
     settings: Annotated[

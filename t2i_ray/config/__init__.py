@@ -17,19 +17,23 @@ from t2i_ray.config.sections import (
     SyntheticFlowers,
     Tracking,
 )
+from t2i_ray.config.sweep import Dimension, Search, Sweep, load_sweep, parse_sweep, with_values
 
 __all__ = [
     "BiGRU",
     "Config",
     "Data",
+    "Dimension",
     "Emoji",
     "EncoderConfig",
     "Folder",
     "HuggingFace",
     "Optim",
+    "Search",
     "Section",
     "Source",
     "Storage",
+    "Sweep",
     "SyntheticFlowers",
     "Tracking",
     "UserError",
@@ -38,6 +42,9 @@ __all__ = [
     "identity_of",
     "json_schema",
     "load_config",
+    "load_sweep",
     "parse_config",
+    "parse_sweep",
     "validate",
+    "with_values",
 ]

@@ -23,6 +23,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: the file is missing or not YAML, or a field is unknown or wrong.
     """
+    return parse_config(read_yaml(path, overrides))
+
+
+def read_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file, with overrides applied. Raises UserError."""
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf8"))
     except OSError as error:
@@ -33,7 +38,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"config {path}: must be a mapping of sections, such as name: and train:")
     for override in overrides or []:
         _apply(document, override)
-    return parse_config(document)
+    return document
 
 
 def parse_config(document: dict[str, Any]) -> Config:
@@ -53,16 +58,22 @@ def _apply(document: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: write it as key.sub=value, e.g. train.steps=1000")
+    try:
+        loaded = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: {value!r} is not a YAML value") from None
+    set_value(document, key, loaded, f"override {override!r}")
+
+
+def set_value(document: dict[str, Any], key: str, value: Any, what: str) -> None:
+    """Set a dotted key of a nested mapping. Raises UserError, which names ``what`` asks for it."""
     *sections, last = key.split(".")
     place = document
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise UserError(f"override {override!r}: {section} is a value, not a section")
-    try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: {value!r} is not a YAML value") from None
+            raise UserError(f"{what}: {section} is a value, not a section")
+    place[last] = value
 
 
 def _one_line(error: ValidationError) -> str:

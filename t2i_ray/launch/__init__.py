@@ -4,7 +4,21 @@ The driver decides nothing about the curve. It makes sure of the data, starts th
 on a wish to stop, and writes down how the run ended.
 """
 
-from t2i_ray.launch.driver import train
-from t2i_ray.launch.settle import sync
+from t2i_ray.launch.attempt import Attempt, begin
+from t2i_ray.launch.cluster import connect
+from t2i_ray.launch.driver import make_shared_once, prepare_data, train, with_absolute_paths
+from t2i_ray.launch.fit import StopOnSignal
+from t2i_ray.launch.settle import settle, sync
 
-__all__ = ["sync", "train"]
+__all__ = [
+    "Attempt",
+    "StopOnSignal",
+    "begin",
+    "connect",
+    "make_shared_once",
+    "prepare_data",
+    "settle",
+    "sync",
+    "train",
+    "with_absolute_paths",
+]

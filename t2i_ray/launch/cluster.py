@@ -17,11 +17,14 @@ RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show each progress line twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
 }
-# And those of a cluster that is ours alone: Ray would let every other process of the machine, its
-# own helpers first of all, push the workers aside.
-OWN_CLUSTER_SETTINGS = {"RAY_worker_niceness": "0"}
+# And those of a cluster that is ours alone.
+OWN_CLUSTER_SETTINGS = {
+    # Else every other process of the machine, Ray's own helpers first of all, pushes workers aside.
+    "RAY_worker_niceness": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # nobody reads them without a dashboard
+    "LOG_NAME_UPDATE_INTERVAL_S": "2",
+}
 
 
 def connect(config: Config) -> None:

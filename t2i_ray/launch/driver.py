@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ import ray
 from t2i_ray import tracking
 from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.data import open_prepared, prepare
+from t2i_ray.launch.attempt import JOB_VARIABLE, begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
-from t2i_ray.runs import begin_attempt
-from t2i_ray.storage import check_writable, open_store
-
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what runs as a job
+from t2i_ray.runs import request_stop
+from t2i_ray.storage import Store, check_writable, open_store
 
 
 def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
@@ -30,31 +28,17 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
     config = with_absolute_paths(config)
     store = open_store(config.storage)
     check_writable(store)
-    destination = tracking.resolve(config)
+    tracking.resolve(config)
     connect(config)
-    data = prepare(config.data, store, run_tasks=ray_tasks, progress=_tell_prepared)
-    prepared = open_prepared(store, data)
-    record = begin_attempt(store, config, data=data, digest=prepared.digest, commit=commit)
+    data = prepare_data(config, store)
+    run = begin(config, store, data, commit=commit, diff=diff)
+    record = run.record
     if record.status == "FINISHED":
         print(f"{config.name}: finished already, at step {record.step}; nothing to do")
         if not record.published:
             sync(store, record, config)
         return 0
-    encoder = _make_shared(config, data)
-    job = json.loads(os.environ.get(JOB_VARIABLE) or "{}").get("metadata", {})
-    submission = job.get("job_submission_id")
-    about = tracking.describe(
-        config,
-        key=record.key,
-        attempt=record.attempt,
-        dataset=tracking.Dataset(prepared.manifest.kind, prepared.digest, f"{store.uri}/{data}"),
-        git_commit=commit,
-        git_diff=diff,
-        tags={
-            "t2i_ray.storage": store.uri,
-            **({"t2i_ray.submission": submission} if submission else {}),
-        },
-    )
+    job = run.job(make_shared_once(config, data))
     cluster, steps = config.cluster, config.train.steps
     print(
         f"{config.name}: attempt {record.attempt}, {cluster.workers} workers, {steps} steps of "
@@ -62,19 +46,12 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
         f"{config.name}: files in {store.uri}/runs/{config.name}",
         flush=True,
     )
-    job_document = {
-        "config": config.model_dump(mode="json"),
-        "data": data,
-        "encoder": encoder,
-        "about": about.to_json(),
-    }
-
-    def announce() -> None:
-        if address := tracking.announce(destination, about, timeout=10):
-            print(f"{config.name}: MLflow at {address}", flush=True)
-
-    with StopOnSignal(store, config.name) as stop:
-        outcome = fit_workers(config, record.attempt, job_document, store, meanwhile=announce)
+    with StopOnSignal(
+        config.name,
+        "saving a checkpoint, then leaving",
+        lambda: request_stop(store, config.name),
+    ) as stop:
+        outcome = fit_workers(config, record.attempt, job, store, meanwhile=run.announce)
     settle(store, config, record, outcome)
     return {"FINISHED": 0, "KILLED": 128 + stop.number}.get(record.status, 1)
 
@@ -102,11 +79,16 @@ def with_absolute_paths(config: Config) -> Config:
     return parse_config(document)
 
 
-def _tell_prepared(done: int, total: int) -> None:
-    print(f"prepared {done} of {total} pictures", flush=True)
+def prepare_data(config: Config, store: Store) -> str:
+    """Prepare the data on the cluster unless it is there; its prefix."""
+
+    def tell(done: int, total: int) -> None:
+        print(f"prepared {done} of {total} pictures", flush=True)
+
+    return prepare(config.data, store, run_tasks=ray_tasks, progress=tell)
 
 
-def _make_shared(config: Config, data: str) -> dict[str, Any] | None:
+def make_shared_once(config: Config, data: str) -> dict[str, Any] | None:
     """Make what all runs on this data share, on the cluster, before the workers start.
 
     Returns a frozen encoder's description, by which workers do without the model itself.

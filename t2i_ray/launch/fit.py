@@ -11,7 +11,6 @@ from typing import Any
 
 from t2i_ray.config import Config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
-from t2i_ray.runs import request_stop
 from t2i_ray.storage import Store
 
 
@@ -30,7 +29,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         device=ray.train.torch.get_device(),
     )
 
-    def report(step: int, uri: str) -> None:
+    def report(step: int, uri: str, _scores: dict[str, float]) -> None:
         ray.train.report({"step": step, "checkpoint": uri})
 
     outcome = train(Job(**job), worker, report)
@@ -109,11 +108,17 @@ def _reason(error: Exception) -> str:
 
 
 class StopOnSignal:
-    """SIGTERM and Ctrl-C ask the run to checkpoint and leave; a second one ends the driver."""
+    """SIGTERM and Ctrl-C ask for an orderly end; a second one ends the driver where it stands.
 
-    def __init__(self, store: Store, name: str) -> None:
-        self._store = store
-        self._name = name
+    Args:
+        name: of what is to end.
+        says: what will happen now.
+        ask: called once, in a thread of its own.
+    """
+
+    def __init__(self, name: str, says: str, ask: Callable[[], None] = lambda: None) -> None:
+        self._line = f"{name}: {{}}: {says}"
+        self._ask = ask
         self._before: dict[int, Any] = {}
         self.number = 0  # of the signal that came
 
@@ -130,8 +135,5 @@ class StopOnSignal:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
-        print(
-            f"{self._name}: {signal.Signals(number).name}: saving a checkpoint, then leaving",
-            flush=True,
-        )
-        threading.Thread(target=request_stop, args=(self._store, self._name), daemon=True).start()
+        print(self._line.format(signal.Signals(number).name), flush=True)
+        threading.Thread(target=self._ask, daemon=True).start()

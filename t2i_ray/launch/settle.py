@@ -14,15 +14,28 @@ from t2i_ray.runs import RunRecord, is_lost, now, run_store, write_run
 from t2i_ray.storage import Store
 
 
-def settle(store: Store, config: Config, record: RunRecord, outcome: dict[str, Any]) -> None:
-    """Write down how the run ended, here and in MLflow."""
+def settle(
+    store: Store,
+    config: Config,
+    record: RunRecord,
+    outcome: dict[str, Any],
+    *,
+    alone: bool = True,
+) -> None:
+    """Write down how the run ended, here and in MLflow.
+
+    A run that is alone, and not one of many, also says so and gives MLflow its model.
+    """
     record.status = outcome["status"]
     record.reason = outcome.get("reason")
     record.step = outcome.get("step", record.step)
     record.attempts[-1].ended = now()
     write_run(store, record)
     # A worker that could not publish has waited already.
-    complete = sync(store, record, config, patience=20 if outcome.get("published", True) else 1)
+    patience = 20 if outcome.get("published", True) else 1
+    complete = sync(store, record, config, patience=patience, model=alone)
+    if not alone:
+        return
     print(
         f"{record.name}: {record.status.lower()} at step {record.step}/{record.steps}"
         + (f": {record.reason}" if record.reason else "")
@@ -37,6 +50,7 @@ def sync(
     config: Config | None = None,
     tracking_uri: str | None = None,
     patience: float = 20,
+    model: bool = True,
 ) -> bool:
     """Give MLflow whatever it lacks of a run, its model and its status; whether it has all.
 
@@ -60,7 +74,7 @@ def sync(
     if checkpoint is not None:
         left = checkpoint.documents["tracking"]
         complete = tracking.sync(destination, left, store, patience, attempt=record.attempt)
-    if complete and destination and checkpoint and record.status == "FINISHED":
+    if complete and destination and checkpoint and record.status == "FINISHED" and model:
         complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
     if complete:
         complete = tracking.set_status(

@@ -2,19 +2,23 @@
 
 from t2i_ray.tracking.about import About, Dataset, describe
 from t2i_ray.tracking.model import download_model, log_model
-from t2i_ray.tracking.server import Destination, announce, find_runs, resolve, set_status
+from t2i_ray.tracking.parent import Parent, of_sweep
+from t2i_ray.tracking.server import Destination, Status, announce, find_runs, resolve, set_status
 from t2i_ray.tracking.tracker import Tracker, sync
 
 __all__ = [
     "About",
     "Dataset",
     "Destination",
+    "Parent",
+    "Status",
     "Tracker",
     "announce",
     "describe",
     "download_model",
     "find_runs",
     "log_model",
+    "of_sweep",
     "resolve",
     "set_status",
     "sync",

@@ -195,7 +195,7 @@ def announce(destination: Destination | None, about: About, timeout: float = 3) 
 
     if destination is None:
         return None
-    return _persist(destination, work, timeout, f"{about.name} is not shown in MLflow yet")
+    return persist(destination, work, timeout, f"{about.name} is not shown in MLflow yet")
 
 
 def set_status(
@@ -223,7 +223,7 @@ def set_status(
             client.set_terminated(run.info.run_id, status=status)
         return True
 
-    return _persist(destination, work, timeout, f"status {status} of {key} not written") or False
+    return persist(destination, work, timeout, f"status {status} of {key} not written") or False
 
 
 def find_runs(destination: Destination | None) -> list[dict[str, Any]]:
@@ -256,7 +256,7 @@ def run_url(destination: Destination, run: Run) -> str:
     return f"http://127.0.0.1:5000{page} after: mlflow ui --backend-store-uri {database}"
 
 
-def _persist(
+def persist(
     destination: Destination,
     work: Callable[[MlflowClient, Destination], T],
     timeout: float,

@@ -40,7 +40,8 @@ STATISTICS_BATCHES = 16
 class Bystander:
     """Every other rank: takes part in nothing but the steps."""
 
-    def __init__(self, *_: object) -> None: ...
+    def __init__(self, *_: object) -> None:
+        self.scores: dict[str, float] = {}  # what was measured last
 
     @property
     def stop_requested(self) -> bool:
@@ -99,7 +100,7 @@ class Chief(Bystander):
         self._encoder = encoder
         self._feed = feed
         self._worker = worker
-        self._scores: dict[str, float] = {}
+        self.scores: dict[str, float] = {}
         self._refreshed = -1  # the step whose averaged generator has its statistics
         self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
@@ -108,7 +109,7 @@ class Chief(Bystander):
             history = checkpoint.tensors.get("history", {})
             self._history = {name: column.tolist() for name, column in history.items()}
             self._train_seconds = checkpoint.documents["state"]["train_seconds"]
-            self._scores = checkpoint.documents["state"]["scores"]
+            self.scores = checkpoint.documents["state"]["scores"]
         self._tracker = Tracker(
             resolve(config),
             About.from_json(job.about),
@@ -116,7 +117,7 @@ class Chief(Bystander):
             checkpoint.documents["tracking"] if checkpoint else None,
         )
         start = checkpoint.step if checkpoint else 0
-        if checkpoint:
+        if checkpoint and not job.quiet:
             print(f"{config.name}: continues from step {start}", flush=True)
         self._progress = Progress(config.name, start, config.train.steps, config.train.batch_size)
         self._pulse = _Pulse(self._store, start)
@@ -138,7 +139,8 @@ class Chief(Bystander):
         self._pulse.step = step
         speed = self._progress.images_per_second(step)
         if line := self._progress.line(step, losses):
-            print(line, flush=True)
+            if not self._job.quiet:
+                print(line, flush=True)
             self._pulse.images_per_second = speed
             self._tracker.log(step, {"perf/images_per_second": speed})
 
@@ -192,10 +194,10 @@ class Chief(Bystander):
             noise = self._feed.noise("evaluation", next(part), count=len(captions))
             return to_uint8(gan.sample(noise, self._feed.rows(captions)))
 
-        self._scores = evaluate.measure(
+        self.scores = evaluate.measure(
             reader, self._prepared, generate, split="val", count=self._config.evaluation.samples
         ).metrics
-        self._tracker.log(step, self._scores)
+        self._tracker.log(step, self.scores)
 
     def save(self, step: int, gan: GanCls) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
@@ -219,14 +221,14 @@ class Chief(Bystander):
                 "state": {
                     "step": step,
                     "train_seconds": self._train_seconds,
-                    "scores": self._scores,
+                    "scores": self.scores,
                     "about": self._job.about["tags"],
                 },
                 "config": self._config.model_dump(mode="json"),
                 "encoder": self._encoder.describe(),
                 "tracking": self._tracker.snapshot(step),
             },
-            score=self._scores.get(self._config.checkpoint.best or ""),
+            score=self.scores.get(self._config.checkpoint.best or ""),
             on_durable=self._commit,
         )
 

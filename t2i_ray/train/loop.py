@@ -30,6 +30,7 @@ class Job:
     data: str  # prefix of the prepared data
     encoder: dict[str, Any] | None  # a frozen one's description; None: made from the config
     about: dict[str, Any]  # what MLflow is told of this attempt
+    quiet: bool = False  # no progress lines: one of many
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,17 @@ class Outcome:
     published: bool = True
 
 
-def train(
-    job: Job, worker: Worker, report: Callable[[int, str], None] = lambda _step, _uri: None
-) -> Outcome:
+Report = Callable[[int, str, dict[str, float]], None]
+
+
+def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     """Train from the newest sound checkpoint, or from scratch, until done or asked to stop.
 
     Args:
         job: the run.
         worker: this worker's place; the process group of a larger world must exist.
-        report: called on every rank with step and URI at each checkpoint.
+        report: called on every rank at each checkpoint with step, URI and, on rank 0, what was
+            measured last.
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
@@ -96,7 +99,8 @@ def train(
                 chief.evaluate(step, gan)
             if saves or stop:
                 chief.save(step, gan)
-                report(step, f"{folder.uri}/step_{step:08d}")
+                if report:
+                    report(step, f"{folder.uri}/step_{step:08d}", chief.scores)
             if stop and not ends:
                 status, reason = "KILLED", f"stopped on request at step {step}"
                 break

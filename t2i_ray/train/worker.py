@@ -54,8 +54,7 @@ class Worker:
     def prepare_torch(self, config: Config) -> None:
         """Threads and determinism, set and not guessed."""
         torch.set_num_threads(config.cluster.threads)
-        if config.train.deterministic:
-            torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(config.train.deterministic)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = not config.train.deterministic

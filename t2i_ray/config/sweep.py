@@ -1,0 +1,195 @@
+"""What a sweep's YAML may say: a run's sections, and what to vary, how, and by which measure."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from t2i_ray.config.reading import UserError, parse_config, read_yaml, set_value, validate
+from t2i_ray.config.sections import Config, Section, operational
+
+
+class Dimension(Section):
+    """One field that varies: exactly one of choice, grid, uniform and loguniform.
+
+    A field may be a whole section, such as encoder; then its values are labelled mappings.
+    """
+
+    choice: list[Any] | dict[str, Any] | None = operational(None, doc="One of these, at random.")
+    grid: list[Any] | dict[str, Any] | None = operational(None, doc="Each of these.")
+    uniform: tuple[float, float] | None = operational(None, doc="A number between these.")
+    loguniform: tuple[float, float] | None = operational(
+        None, doc="A number between these, its logarithm uniform."
+    )
+    when: dict[str, list[str]] = operational(
+        {}, doc="Vary only where another dimension has one of these labels."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Dimension:
+        given = [kind for kind in ("choice", "grid", "uniform", "loguniform") if self.has(kind)]
+        if len(given) != 1:
+            raise ValueError(
+                f"space: {', '.join(given) or 'nothing'} given; give exactly one of choice, grid, "
+                "uniform, loguniform"
+            )
+        for kind, low in (("uniform", None), ("loguniform", 0.0)):
+            bounds = getattr(self, kind)
+            if bounds and (bounds[0] >= bounds[1] or (low is not None and bounds[0] <= low)):
+                raise ValueError(f"space: {kind}={list(bounds)}: give [low, high], low below high")
+        if (self.has("choice") or self.has("grid")) and not self.labelled():
+            raise ValueError("space: an empty list of values; give at least one")
+        return self
+
+    def has(self, kind: str) -> bool:
+        """Whether it is of this kind."""
+        return getattr(self, kind) is not None
+
+    def labelled(self) -> dict[str, Any]:
+        """The values of choice or grid by their labels."""
+        values = self.choice if self.choice is not None else self.grid
+        if isinstance(values, dict):
+            return values
+        return {str(value): value for value in values or []}
+
+
+class Fifo(Section):
+    """Every trial runs to its end."""
+
+    kind: Literal["fifo"] = "fifo"
+
+
+class Asha(Section):
+    """Asynchronous successive halving (Li et al. 2020): the worse part of a rung is stopped."""
+
+    kind: Literal["asha"] = "asha"
+    grace: int = operational(doc="Steps that every trial may take.", ge=1)
+    reduction: int = operational(3, doc="One of so many goes on from a rung.", ge=2)
+
+
+class Median(Section):
+    """What is worse than the median of the others' means is stopped (Golovin et al. 2017)."""
+
+    kind: Literal["median"] = "median"
+    grace: int = operational(doc="Steps that every trial may take.", ge=1)
+
+
+Scheduler = Annotated[Fifo | Asha | Median, Field(discriminator="kind")]
+
+
+class Search(Section):
+    """How the space is searched."""
+
+    method: Literal["grid", "random"] = operational(
+        "grid",
+        doc="grid: every combination, others drawn for each; random: trials settings drawn.",
+    )
+    trials: int = operational(8, doc="Settings drawn by a random search.", ge=1)
+    seed: int = operational(0, doc="Seed of what is drawn.", ge=0)
+    seeds: list[int] = operational([0], doc="Every setting is trained with each.", min_length=1)
+    metric: str = operational(
+        "val/agreement/mean",
+        doc="The measure that ranks: val/agreement/... or val/frechet_reader, never a loss.",
+        pattern=r"^val/(agreement/[\w-]+|frechet_reader)$",
+    )
+    mode: Literal["max", "min"] = operational("max", doc="Whether larger is better.")
+    scheduler: Scheduler = operational(Fifo(), doc="Which trials are stopped early.")
+    concurrent: int | None = operational(
+        None, doc="Most trials at a time; none: as many as the cluster has room for.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Search:
+        if (self.metric == "val/frechet_reader") != (self.mode == "min"):
+            raise ValueError(
+                f"search.metric={self.metric} with search.mode={self.mode}: the Frechet distance "
+                "is better when small (min), agreement when large (max)"
+            )
+        return self
+
+
+class Sweep(Section):
+    """A sweep: the run that all trials start from, what varies, and how it is searched."""
+
+    run: Config
+    space: dict[str, Dimension]
+    search: Search
+
+    @property
+    def name(self) -> str:
+        """Of the sweep; its trials' names begin with it."""
+        return self.run.name
+
+
+def load_sweep(path: str | Path, overrides: list[str] | None = None) -> Sweep:
+    """Read a sweep's YAML: a run's, with the sections ``space`` and ``search`` besides.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a field is unknown or wrong.
+    """
+    return parse_sweep(read_yaml(path, overrides))
+
+
+def parse_sweep(document: dict[str, Any]) -> Sweep:
+    """The checked sweep of a plain mapping. Raises UserError."""
+    run = {key: value for key, value in document.items() if key not in ("space", "search")}
+    sweep = validate(
+        Sweep,
+        {
+            "run": parse_config(run),
+            "space": document.get("space", {}),
+            "search": document.get("search", {}),
+        },
+    )
+    if not sweep.space:
+        raise UserError("space: nothing varies; name at least one field, e.g. optim.lr_g")
+    _check_against_run(sweep)
+    return sweep
+
+
+def with_values(run: Config, values: dict[str, Any]) -> Config:
+    """The run with these fields or sections set. Raises UserError, naming the field."""
+    document = run.model_dump(mode="json")
+    for key, value in values.items():
+        set_value(document, key, copy.deepcopy(value), f"space.{key}")
+    return parse_config(document)
+
+
+def _check_against_run(sweep: Sweep) -> None:
+    run, search = sweep.run, sweep.search
+    for key, dimension in sweep.space.items():
+        bounds = dimension.uniform or dimension.loguniform
+        for value in bounds or dimension.labelled().values():
+            try:
+                with_values(run, {key: value})
+            except UserError as error:
+                raise UserError(f"space.{key}: {error}") from None
+        if key in ("seed", "name") or key.split(".")[0] in ("storage", "tracking", "cluster"):
+            raise UserError(f"space.{key}: this can't vary in a sweep; seeds go to search.seeds")
+        for other, labels in dimension.when.items():
+            known = sweep.space[other].labelled() if other in sweep.space else {}
+            if missing := [label for label in labels if label not in known]:
+                raise UserError(
+                    f"space.{key}.when.{other}={missing}: no such label there; it has "
+                    f"{', '.join(known) or 'none: it is no choice or grid of this space'}"
+                )
+    every = run.evaluation.every
+    if not every or run.train.steps % every:
+        raise UserError(
+            f"evaluation.every={every}: trials are ranked by {search.metric}, which is measured "
+            f"there; give a divisor of train.steps={run.train.steps}"
+        )
+    grace = getattr(search.scheduler, "grace", every)
+    if grace % every or grace > run.train.steps:
+        raise UserError(
+            f"search.scheduler.grace={grace}: trials are compared every evaluation.every={every} "
+            f"steps, up to train.steps={run.train.steps}; give a multiple within that"
+        )
+    if run.cluster.workers > 1:
+        raise UserError(
+            f"cluster.workers={run.cluster.workers}: a trial trains in one process so far; set "
+            "cluster.workers=1, and as many trials at a time as there are cores"
+        )
