@@ -7,6 +7,7 @@ key asks rank 0 to checkpoint and leave.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from t2i_ray.config import Config, UserError, flatten, identity_hash, identity_o
 from t2i_ray.storage import MissingKey, Store
 
 LOST_AFTER = 300.0  # seconds: rank 0 gives a sign every 5 s, and a start may take minutes
+STEP = "step"  # in a row of scores
+PRUNED = "pruned at step"  # how the reason of a run begins that a scheduler stopped
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -127,6 +130,33 @@ def begin_attempt(
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys)
+
+
+class Scores:
+    """What a run measured while it trained, step by step, in its ``scores.json``."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = run_store(store, name)
+        self.rows: list[dict[str, float]] = []
+        self.read()
+
+    def read(self) -> None:
+        """Look again at what is on storage."""
+        try:
+            self.rows = json.loads(self._store.read("scores.json"))
+        except MissingKey:
+            self.rows = []
+
+    @property
+    def step(self) -> int:
+        """The last one that was measured; 0: none."""
+        return int(self.rows[-1][STEP]) if self.rows else 0
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep what was measured after so many steps, unless it is there from before a restart."""
+        if values and step > self.step:
+            self.rows.append({STEP: step, **values})
+            self._store.write("scores.json", json.dumps(self.rows).encode())
 
 
 def request_stop(store: Store, name: str) -> None:

@@ -12,7 +12,8 @@ import yaml
 from runner import TINY, Runner, until
 
 from t2i_ray.config import Sweep, UserError, load_sweep, parse_sweep
-from t2i_ray.sweep.space import settings, trials
+from t2i_ray.sweep import space as spaces
+from t2i_ray.sweep.space import Trial, settings
 
 SHIPPED = sorted((Path(__file__).parent.parent / "tune_configs").glob("*.yaml"))
 RATES = {"optim.lr_g": {"grid": [0.002, 0.0001]}}
@@ -26,6 +27,10 @@ def document(space: dict[str, Any], **search: Any) -> dict[str, Any]:
 
 def sweep(space: dict[str, Any], **search: Any) -> Sweep:
     return parse_sweep(document(space, **search))
+
+
+def trials(found: Sweep) -> list[Trial]:
+    return spaces.trials(found, settings(found), found.search.seeds)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -135,15 +140,15 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     assert parent.data.tags["t2i_ray.trials.finished"] == "4"
     assert parent.data.params["space.optim.lr_g"]
     answer = json.loads((runner.folder / "store/sweeps/killed-sweep/answer.json").read_text())
-    for row in answer["rows"]:
+    for row in answer["parts"][0]["rows"]:
         last = [
             dict(runner.curves(name)["val/agreement/mean"])[60]
             for name, trial in zip(names, trials(parse_sweep(text)), strict=True)
-            if trial.setting == row["setting"]
+            if trial.setting.label == row["setting"]
         ]
         assert row["scores"] == last
         assert row["mean"] == pytest.approx(sum(last) / 2)
-    assert parent.data.tags["t2i_ray.best"] == answer["rows"][0]["setting"]
+    assert parent.data.tags["t2i_ray.best"] == answer["parts"][0]["rows"][0]["setting"]
 
     # A trial is the run that it would be by itself.
     runner.train_without_ray(

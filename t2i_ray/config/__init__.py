@@ -17,7 +17,7 @@ from t2i_ray.config.sections import (
     SyntheticFlowers,
     Tracking,
 )
-from t2i_ray.config.sweep import Dimension, Search, Sweep, load_sweep, parse_sweep, with_values
+from t2i_ray.config.sweep import Dimension, Pbt, Search, Sweep, load_sweep, parse_sweep, with_values
 
 __all__ = [
     "BiGRU",
@@ -29,6 +29,7 @@ __all__ = [
     "Folder",
     "HuggingFace",
     "Optim",
+    "Pbt",
     "Search",
     "Section",
     "Source",

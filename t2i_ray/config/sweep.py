@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,32 +78,104 @@ class Median(Section):
     grace: int = operational(doc="Steps that every trial may take.", ge=1)
 
 
-Scheduler = Annotated[Fifo | Asha | Median, Field(discriminator="kind")]
+class Pbt(Section):
+    """Population based training (Jaderberg et al. 2017), all members at the same step.
+
+    Every so many steps the worst take over the best ones' weights, with changed values.
+    """
+
+    kind: Literal["pbt"] = "pbt"
+    every: int = operational(doc="Steps from one takeover to the next.", ge=1)
+    share: float = operational(
+        0.25, doc="Share of the population that takes over, and that is taken over.", gt=0, le=0.5
+    )
+    factors: tuple[float, float] = operational(
+        (0.8, 1.25), doc="A value that was taken over is multiplied by one of these."
+    )
+    resample: float = operational(
+        0.25, doc="Probability that it is drawn anew instead.", ge=0, le=1
+    )
+
+
+Scheduler = Annotated[Fifo | Asha | Median | Pbt, Field(discriminator="kind")]
+MEASURE = r"val/(agreement/[\w-]+|frechet_reader)"
+COST = r"perf/(cpu|gpu)_seconds"
+
+
+class Confirm(Section):
+    """The second stage: the best setting of each kind again, with fresh seeds, on the test split.
+
+    What won a search is flattered by its luck; these runs were not chosen, and none is stopped.
+    """
+
+    by: str | None = operational(
+        None, doc="One winner for each label of this dimension, e.g. encoder; none: one of all."
+    )
+    seeds: list[int] = operational(
+        [101, 102, 103, 104, 105], doc="Other seeds than the search's, five or more.", min_length=5
+    )
+    samples: int = operational(1000, doc="Pictures generated to measure a run.", ge=2)
 
 
 class Search(Section):
     """How the space is searched."""
 
-    method: Literal["grid", "random"] = operational(
+    method: Literal["grid", "random", "tpe"] = operational(
         "grid",
-        doc="grid: every combination, others drawn for each; random: trials settings drawn.",
+        doc="grid: every combination, others drawn for each; random: trials settings drawn; "
+        "tpe: each chosen by what the earlier ones gave (Optuna).",
     )
-    trials: int = operational(8, doc="Settings drawn by a random search.", ge=1)
+    trials: int = operational(8, doc="Settings that random and tpe try.", ge=1)
     seed: int = operational(0, doc="Seed of what is drawn.", ge=0)
     seeds: list[int] = operational([0], doc="Every setting is trained with each.", min_length=1)
     metric: str = operational(
         "val/agreement/mean",
         doc="The measure that ranks: val/agreement/... or val/frechet_reader, never a loss.",
-        pattern=r"^val/(agreement/[\w-]+|frechet_reader)$",
+        pattern=f"^{MEASURE}$",
     )
     mode: Literal["max", "min"] = operational("max", doc="Whether larger is better.")
+    also: dict[str, Literal["max", "min"]] = operational(
+        {},
+        doc="More objectives of tpe, such as perf/cpu_seconds: min; the Pareto front is marked.",
+    )
     scheduler: Scheduler = operational(Fifo(), doc="Which trials are stopped early.")
     concurrent: int | None = operational(
         None, doc="Most trials at a time; none: as many as the cluster has room for.", ge=1
     )
+    trials_per_gpu: int = operational(1, doc="Trials that share a GPU.", ge=1)
+    confirm: Confirm | None = operational(None, doc="A second stage; none: the search alone.")
 
     @model_validator(mode="after")
     def _check(self) -> Search:
+        for name in self.also:
+            if name == self.metric or not re.fullmatch(f"{MEASURE}|{COST}", name):
+                raise ValueError(
+                    f"search.also={name}: give other measures than search.metric: "
+                    "val/agreement/..., val/frechet_reader, perf/cpu_seconds, perf/gpu_seconds"
+                )
+        if self.also and self.method != "tpe":
+            raise ValueError(
+                f"search.also with search.method={self.method}: only tpe has several objectives"
+            )
+        kind = self.scheduler.kind
+        if self.also and kind != "fifo":
+            raise ValueError(
+                f"search.scheduler.kind={kind} with search.also: what to stop early is undefined "
+                "for several objectives; use fifo"
+            )
+        if kind == "pbt" and self.method == "tpe":
+            raise ValueError(
+                "search.scheduler.kind=pbt with search.method=tpe: both choose values; use random"
+            )
+        if kind == "pbt" and self.confirm:
+            raise ValueError(
+                "search.confirm with search.scheduler.kind=pbt: what a population finds is a "
+                "schedule of values, no setting to repeat; leave one out"
+            )
+        if self.confirm and (seen := {*self.seeds} & {*self.confirm.seeds}):
+            raise ValueError(
+                f"search.confirm.seeds={sorted(seen)} are the search's own; give fresh ones"
+            )
         if (self.metric == "val/frechet_reader") != (self.mode == "min"):
             raise ValueError(
                 f"search.metric={self.metric} with search.mode={self.mode}: the Frechet distance "
@@ -158,6 +231,9 @@ def with_values(run: Config, values: dict[str, Any]) -> Config:
     return parse_config(document)
 
 
+MATCHING = "train.matching"
+
+
 def _check_against_run(sweep: Sweep) -> None:
     run, search = sweep.run, sweep.search
     for key, dimension in sweep.space.items():
@@ -182,14 +258,41 @@ def _check_against_run(sweep: Sweep) -> None:
             f"evaluation.every={every}: trials are ranked by {search.metric}, which is measured "
             f"there; give a divisor of train.steps={run.train.steps}"
         )
-    grace = getattr(search.scheduler, "grace", every)
-    if grace % every or grace > run.train.steps:
+    for field in ("grace", "every"):
+        steps = getattr(search.scheduler, field, every)
+        if steps % every or steps > run.train.steps:
+            raise UserError(
+                f"search.scheduler.{field}={steps}: trials are compared every "
+                f"evaluation.every={every} steps, up to train.steps={run.train.steps}; give a "
+                "multiple within that"
+            )
+    if search.trials_per_gpu > 1 and (run.cluster.workers > 1 or not run.cluster.gpu):
         raise UserError(
-            f"search.scheduler.grace={grace}: trials are compared every evaluation.every={every} "
-            f"steps, up to train.steps={run.train.steps}; give a multiple within that"
+            f"search.trials_per_gpu={search.trials_per_gpu}: only trials of one GPU worker share "
+            "a GPU; set cluster.gpu=true and cluster.workers=1"
         )
-    if run.cluster.workers > 1:
+    by = search.confirm.by if search.confirm else None
+    if by is not None and (by not in sweep.space or not sweep.space[by].labelled()):
         raise UserError(
-            f"cluster.workers={run.cluster.workers}: a trial trains in one process so far; set "
-            "cluster.workers=1, and as many trials at a time as there are cores"
+            f"search.confirm.by={by}: no choice or grid of this space; there are "
+            f"{', '.join(key for key, d in sweep.space.items() if d.labelled()) or 'none'}"
+        )
+    if search.scheduler.kind == "pbt":
+        _check_population(sweep)
+
+
+def _check_population(sweep: Sweep) -> None:
+    """Weights move from member to member, so these differ in numbers that no weight depends on."""
+    for key, dimension in sweep.space.items():
+        numbers = dimension.uniform or dimension.loguniform
+        if dimension.when or not numbers or not (key.startswith("optim.") or key == MATCHING):
+            raise UserError(
+                f"space.{key}: search.scheduler.kind=pbt changes values while weights stay; it "
+                f"takes uniform or loguniform optim.... and {MATCHING}"
+            )
+    size = sweep.search.trials * len(sweep.search.seeds)
+    if sweep.search.method != "random" or size < 2:
+        raise UserError(
+            f"search.method={sweep.search.method} with {size} trials: a population (pbt) is drawn "
+            "by method random, and has at least two members"
         )

@@ -39,7 +39,11 @@ def evaluate_run(store: Store, record: RunRecord, split: str, count: int) -> str
         return pipeline.images(texts, [int(i) for i in captions])
 
     measures = measure(reader, prepared, generate, split=split, count=count)
-    document = {"step": checkpoint.step, **measures.to_json()}
+    document = {
+        "step": checkpoint.step,
+        "metrics": measures.metrics,
+        **measures.to_json(),
+    }
     folder.write(f"evaluation/{split}.json", json.dumps(document, indent=1).encode())
     shown = _show(store, checkpoint, pipeline.config, measures)
     return f"{record.name}, step {checkpoint.step}: {measures.table()}" + (

@@ -7,7 +7,7 @@ on a wish to stop, and writes down how the run ended.
 from t2i_ray.launch.attempt import Attempt, begin
 from t2i_ray.launch.cluster import connect
 from t2i_ray.launch.driver import make_shared_once, prepare_data, train, with_absolute_paths
-from t2i_ray.launch.fit import StopOnSignal
+from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "StopOnSignal",
     "begin",
     "connect",
+    "fit_workers",
     "make_shared_once",
     "prepare_data",
     "settle",

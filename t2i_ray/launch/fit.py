@@ -6,12 +6,14 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
-from t2i_ray.config import Config
+from t2i_ray.config import Config, parse_config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
-from t2i_ray.storage import Store
+from t2i_ray.runs import Scores
+from t2i_ray.storage import Store, open_store
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -29,16 +31,15 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         device=ray.train.torch.get_device(),
     )
 
-    def report(step: int, uri: str, _scores: dict[str, float]) -> None:
+    config = parse_config(job["config"])
+    store = open_store(config.storage)
+
+    def report(step: int, uri: str, measured: dict[str, float]) -> None:
+        if measured:
+            Scores(store, config.name).add(step, measured)
         ray.train.report({"step": step, "checkpoint": uri})
 
-    outcome = train(Job(**job), worker, report)
-    return {
-        "status": outcome.status,
-        "step": outcome.step,
-        "reason": outcome.reason,
-        "published": outcome.published,
-    }
+    return asdict(train(Job(**job), worker, report))
 
 
 def fit_workers(
@@ -46,11 +47,14 @@ def fit_workers(
     attempt: int,
     job: dict[str, Any],
     store: Store,
-    meanwhile: Callable[[], None],
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+    watch: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run the workers; how it ended, as a mapping of status, step, reason, published.
 
-    ``meanwhile`` is called while the workers start, which takes ten seconds.
+    ``meanwhile`` is called while they start, which takes ten seconds; ``watch`` again and again
+    until they have ended.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig
@@ -94,6 +98,7 @@ def fit_workers(
     thread.start()
     meanwhile()
     while thread.is_alive():
+        watch()
         thread.join(0.2)
     return ending
 

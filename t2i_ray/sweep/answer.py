@@ -1,9 +1,14 @@
-"""Which setting did best: mean and standard error over seeds, of what the trials measured."""
+"""Which setting did best: mean and standard error over seeds, of what the trials measured.
+
+Read from storage, so that there is an answer also without MLflow.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from t2i_ray.config import Sweep
-from t2i_ray.runs import read_run
-from t2i_ray.storage import Store
-from t2i_ray.sweep.space import Trial
-from t2i_ray.sweep.trial import STEP, Scores, has_ended
+from t2i_ray.runs import PRUNED, STEP, Scores, read_run, run_store
+from t2i_ray.storage import MissingKey, Store
+from t2i_ray.sweep.space import Setting, Stage, Trial
 
 COLUMNS = ("setting", "mean", "s.e.", "finished", "pruned", "failed", "left")
 
@@ -24,7 +28,7 @@ class Row:
     """One setting, by its trials that finished."""
 
     setting: str
-    scores: list[float]  # at the last step, seed by seed
+    scores: list[float]  # at the last step, seed by seed; NaN is never among them
     finished: int
     pruned: int
     failed: int
@@ -50,90 +54,206 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """All settings, the best first."""
+class Part:
+    """The settings of one stage, the best first."""
 
+    stage: Stage
     metric: str
     steps: int
     rows: list[Row]
+    also: dict[str, list[float]]  # further objectives: setting by setting, NaN where unknown
+    front: list[str]  # settings that no other beats in all objectives, if there are several
+
+    def caption(self) -> str:
+        """What the numbers are, and what they are not."""
+        seeds = "mean over seeds, standard error"
+        if self.stage == "confirm":
+            return f"{self.metric} after {self.steps} steps, fresh seeds, none stopped: {seeds}"
+        text = f"{self.metric} after {self.steps} steps: {seeds}"
+        if any(row.pruned for row in self.rows):
+            text += "; a mean without its pruned seeds is too good"
+        return text
+
+    def columns(self) -> list[str]:
+        """Headings."""
+        return [*COLUMNS, *self.also, *(["Pareto"] if self.also else [])]
+
+    def lines(self) -> list[list[str]]:
+        """Cells of all rows."""
+        more = [
+            [f"{values[i]:.4g}" for values in self.also.values()]
+            + ([("front" if row.setting in self.front else "")] if self.also else [])
+            for i, row in enumerate(self.rows)
+        ]
+        return [row.cells() + extra for row, extra in zip(self.rows, more, strict=True)]
+
+    def markdown(self) -> str:
+        """A table for people."""
+        lines = [self.columns(), ["---"] * len(self.columns()), *self.lines()]
+        safe = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in safe)
+        return f"{self.caption()}\n\n{table}\n"
+
+    def table(self) -> Table:
+        """The same for a terminal."""
+        table = Table(caption=self.caption())
+        for column in self.columns():
+            table.add_column(column, overflow="fold")
+        for line in self.lines():
+            table.add_row(*line)
+        return table
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the search found, and what was confirmed."""
+
+    parts: list[Part]
     failures: list[str]  # "trial: why"
 
     @property
     def best(self) -> Row | None:
-        """The best one of which a trial finished."""
-        return self.rows[0] if self.rows and self.rows[0].scores else None
+        """The best one of which a trial finished, by the last stage that there is."""
+        rows = self.parts[-1].rows
+        return rows[0] if rows and rows[0].scores else None
 
     def tags(self) -> dict[str, str]:
         """What MLflow's parent run is to say."""
+        rows = [row for part in self.parts for row in part.rows]
         counts = {
-            f"t2i_ray.trials.{kind}": str(sum(getattr(row, kind) for row in self.rows))
+            f"t2i_ray.trials.{kind}": str(sum(getattr(row, kind) for row in rows))
             for kind in ("finished", "pruned", "failed", "left")
         }
         return {"t2i_ray.best": self.best.setting if self.best else "none", **counts}
 
     def to_json(self) -> dict[str, Any]:
         """A plain mapping."""
-        rows = [{**asdict(row), "mean": row.mean, "error": row.error} for row in self.rows]
-        return {
-            "metric": self.metric,
-            "steps": self.steps,
-            "rows": rows,
-            "failures": self.failures,
-        }
-
-    def caption(self) -> str:
-        """What the numbers are, and what they are not."""
-        text = f"{self.metric} after {self.steps} steps: mean over seeds, standard error"
-        if any(row.pruned for row in self.rows):
-            text += "; a mean without its pruned seeds is too good"
-        return text
+        document = asdict(self)
+        for part, plain in zip(self.parts, document["parts"], strict=True):
+            for row, one in zip(part.rows, plain["rows"], strict=True):
+                one |= {"mean": row.mean, "error": row.error}
+        return document
 
     def markdown(self) -> str:
-        """A table for people."""
-        lines = [COLUMNS, tuple("---" for _ in COLUMNS), *(row.cells() for row in self.rows)]
-        safe = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-        table = "\n".join(f"| {' | '.join(line)} |" for line in safe)
+        """Tables for people."""
         failures = "".join(f"- {failure}\n" for failure in self.failures)
-        return f"{self.caption()}\n\n{table}\n\n{failures}"
+        return "\n".join([*(part.markdown() for part in self.parts), failures])
 
-    def table(self) -> str:
+    def text(self) -> str:
         """The same for a terminal."""
-        table = Table(caption=self.caption())
-        for column in COLUMNS:
-            table.add_column(column, overflow="fold")
-        for row in self.rows:
-            table.add_row(*row.cells())
         console = Console()
         with console.capture() as capture:
-            console.print(table)
+            for part in self.parts:
+                console.print(part.table())
         return "\n".join([capture.get().rstrip(), *self.failures])
 
 
 def collect(store: Store, sweep: Sweep, trials: list[Trial]) -> Answer:
     """Read from storage how the trials ended."""
+    stages: list[Stage] = ["search", "confirm"]
+    parts = [
+        _part(store, sweep, stage, [trial for trial in trials if trial.stage == stage])
+        for stage in stages
+        if stage == "search" or any(trial.stage == stage for trial in trials)
+    ]
+    failures = [
+        f"{record.name}: {record.reason}"
+        for trial in trials
+        if (record := read_run(store, trial.name)) and record.status == "FAILED"
+    ]
+    return Answer(parts, failures)
+
+
+def winners(store: Store, sweep: Sweep, trials: list[Trial]) -> list[Setting]:
+    """The best setting of each label of search.confirm.by, of which a trial finished."""
+    confirm = sweep.search.confirm
+    assert confirm is not None
+    rows = _part(store, sweep, "search", trials).rows
+    settings = {trial.setting.label: trial.setting for trial in trials}
+    found: dict[str, Setting] = {}
+    for row in rows:
+        if row.scores:
+            setting = settings[row.setting]
+            found.setdefault(setting.labels[confirm.by] if confirm.by else "", setting)
+    return list(found.values())
+
+
+def _part(store: Store, sweep: Sweep, stage: Stage, trials: list[Trial]) -> Part:
+    search = sweep.search
+    metric = search.metric if stage == "search" else search.metric.replace("val/", "test/", 1)
     rows: dict[str, Row] = {}
-    failures = []
-    for setting in dict.fromkeys(trial.setting for trial in trials):
-        scores, counts = [], dict.fromkeys(("finished", "pruned", "failed", "left"), 0)
-        for trial in trials:
-            if trial.setting != setting:
-                continue
-            record = read_run(store, trial.config.name)
-            if record and record.status == "FINISHED":
-                counts["finished"] += 1
-                last = Scores(store, record.name).rows[-1]
-                if last[STEP] == record.steps:
-                    scores.append(last[sweep.search.metric])
-            elif record and has_ended(record):
-                counts["pruned"] += 1
-            elif record and record.status == "FAILED":
-                counts["failed"] += 1
-                failures.append(f"{record.name}: {record.reason}")
-            else:
-                counts["left"] += 1
-        rows[setting] = Row(setting, scores, **counts)
-    sign = -1 if sweep.search.mode == "max" else 1
+    costs: dict[str, list[float]] = {}
+    for setting in dict.fromkeys(trial.setting.label for trial in trials):
+        names = [trial.name for trial in trials if trial.setting.label == setting]
+        rows[setting], last = _row(store, setting, names, metric, stage)
+        if stage == "search":
+            costs[setting] = [
+                statistics.fmean(row[name] for row in last) if last else math.nan
+                for name in search.also
+            ]
+    sign = -1 if search.mode == "max" else 1
     ranked = sorted(
         rows.values(), key=lambda row: (row.mean is None, sign * (row.mean or 0.0), row.setting)
     )
-    return Answer(sweep.search.metric, sweep.run.train.steps, ranked, failures)
+    also = (
+        {name: [costs[row.setting][i] for row in ranked] for i, name in enumerate(search.also)}
+        if stage == "search"
+        else {}
+    )
+    modes = [search.mode, *search.also.values()]
+    points = {
+        row.setting: [
+            value if mode == "min" else -value
+            for value, mode in zip([row.mean, *costs[row.setting]], modes, strict=True)
+        ]
+        for row in ranked
+        if also and row.mean is not None
+    }
+    return Part(stage, metric, sweep.run.train.steps, ranked, also, _front(points))
+
+
+def _front(points: dict[str, list[float]]) -> list[str]:
+    """Those that no other is at least as good as everywhere and better somewhere; all minimised."""
+
+    def beaten(mine: list[float]) -> bool:
+        return any(
+            all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine
+            for other in points.values()
+        )
+
+    return [name for name, values in points.items() if not beaten(values)]
+
+
+def _row(
+    store: Store, setting: str, names: Iterable[str], metric: str, stage: Stage
+) -> tuple[Row, list[dict[str, float]]]:
+    """A setting's row, and what its trials measured at their last step."""
+    scores, rows = [], []
+    counts = dict.fromkeys(("finished", "pruned", "failed", "left"), 0)
+    for name in names:
+        record = read_run(store, name)
+        if record and record.status == "FINISHED":
+            last = _last(store, name, stage)
+            counts["finished" if last else "left"] += 1
+            if last:
+                scores.append(last[metric])
+                rows.append(last)
+        elif record and (record.reason or "").startswith(PRUNED):
+            counts["pruned"] += 1
+        elif record and record.status == "FAILED":
+            counts["failed"] += 1
+        else:
+            counts["left"] += 1
+    return Row(setting, scores, **counts), rows
+
+
+def _last(store: Store, name: str, stage: Stage) -> dict[str, float] | None:
+    """The measures at a finished run's end; None: it was not measured there."""
+    if stage == "search":
+        rows = Scores(store, name).rows
+        return rows[-1] if rows else None
+    try:
+        document = json.loads(run_store(store, name).read("evaluation/test.json"))
+    except MissingKey:
+        return None
+    return {STEP: document["step"], **document["metrics"]}

@@ -1,71 +1,119 @@
-"""What Tune tells us while it runs: one line a trial, and a wish to stop on its way to it."""
+"""How a sweep stands: a table that updates on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
+import sys
 import time
+from types import TracebackType
 from typing import Any
 
 from ray import tune
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from t2i_ray.config import Sweep
-from t2i_ray.launch import StopOnSignal
-from t2i_ray.sweep.trial import STEP
+from t2i_ray.runs import STEP
+from t2i_ray.sweep.plan import Plan
 from t2i_ray.train import duration
+
+SHOWN = 12  # rows of the table: those that run, and the newest of the others
 
 
 class Progress(tune.Callback):  # type: ignore[misc] # no stubs
-    """A plain line whenever a trial ends, for terminals and job logs alike."""
+    """Told by Tune what happens; a context while it is to be seen.
 
-    def __init__(self, sweep: Sweep, total: int) -> None:
+    ``failed``: why trials failed, by name.
+    """
+
+    def __init__(self, sweep: Sweep, plan: Plan) -> None:
         self._sweep = sweep
-        self._total = total
+        self._plan = plan
         self._ended = 0
-        self.failed: dict[str, str] = {}  # why, by the trial's name
         self._best: tuple[float, str] | None = None
+        self._states: dict[str, tuple[str, int, float | None]] = {}  # name: state, step, score
         self._started = time.monotonic()
+        self.failed: dict[str, str] = {}
+        self._console = Console(file=sys.stdout)
+        self._live: Live | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given, into its scratch, and never reads it."""
+        return {}
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._table, console=self._console, refresh_per_second=2
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def on_trial_start(self, *, trial: Any, **_: Any) -> None:
+        """A trial begins, or goes on."""
+        self._states[_name(trial)] = ("running", 0, None)
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A trial was measured."""
+        step, score = int(result.get(STEP, 0)), result.get(self._sweep.search.metric)
+        self._states[_name(trial)] = ("running", step, score)
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-        """A trial finished, or was stopped by the scheduler."""
-        result = trial.last_result or {}
-        score, step = result.get(self._sweep.search.metric), result.get(STEP, 0)
-        finished = step == self._sweep.run.train.steps
-        if score is not None and finished:
+        """A trial finished, got as far as it was to get for now, or was stopped."""
+        result, task = trial.last_result or {}, trial.config["trial"]
+        score, step = result.get(self._sweep.search.metric), int(result.get(STEP, 0))
+        steps = self._sweep.run.train.steps
+        if score is not None and step == steps:
             sign = 1 if self._sweep.search.mode == "max" else -1
             if self._best is None or sign * score > sign * self._best[0]:
-                self._best = (score, trial.config["trial"]["tags"]["t2i_ray.setting"])
-        shown = "nothing measured" if score is None else f"{score:.4f}"
-        self._line(trial, f"{'finished' if finished else f'stopped at step {step}'}  {shown}")
+                self._best = (score, task["tags"]["t2i_ray.setting"])
+        state = "waits" if step == task.get("until") else "stopped"
+        state = "finished" if step == steps else state
+        self._end(_name(trial), state, step, score)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
         """A trial failed for good."""
+        name = _name(trial)
         lines = [line for line in str(trial.get_error()).splitlines() if line.strip()]
-        name = trial.config["trial"]["config"]["name"]
         self.failed[name] = lines[-1].strip() if lines else "no reason given"
-        self._line(trial, f"failed: {self.failed[name]}")
+        self._end(name, "failed", self._states.get(name, ("", 0, None))[1], None)
 
-    def _line(self, trial: Any, ending: str) -> None:
+    def _end(self, name: str, state: str, step: int, score: float | None) -> None:
         self._ended += 1
-        elapsed = time.monotonic() - self._started
-        left = elapsed / self._ended * (self._total - self._ended)
-        best = f"  best {self._best[0]:.4f} ({self._best[1]})" if self._best else ""
-        name = trial.config["trial"]["config"]["name"]
-        print(
-            f"{self._sweep.name}  {self._ended}/{self._total}  {name}  {ending}{best}  "
-            f"{duration(left)} left",
-            flush=True,
-        )
+        self._states[name] = (state, step, score)
+        if not self._live:
+            ending = f"{state} at step {step}" + ("" if score is None else f"  {score:.4f}")
+            if state == "failed":
+                ending = f"failed: {self.failed[name]}"
+            print(f"{self._headline()}  {name}  {ending}", flush=True)
+
+    def _headline(self) -> str:
+        total = max(self._plan.total, self._ended)
+        left = (time.monotonic() - self._started) / max(self._ended, 1) * (total - self._ended)
+        best = f"best {self._best[0]:.4f} ({self._best[1]})" if self._best else "no best yet"
+        time_left = f"{duration(left)} left" if self._ended else "time left unknown"
+        return f"{self._sweep.name}  {self._ended}/{total}  {best}  {time_left}"
+
+    def _table(self) -> Group:
+        table = Table("trial", "state", "step", self._sweep.search.metric)
+        newest = sorted(self._states.items(), key=lambda item: item[1][0] != "running")
+        running = [item for item in newest if item[1][0] == "running"]
+        others = [item for item in reversed(self._states.items()) if item[1][0] != "running"]
+        for name, (state, step, score) in [*running, *others][:SHOWN]:
+            shown = "" if score is None else f"{score:.4f}"
+            table.add_row(Text(name), state, f"{step}/{self._sweep.run.train.steps}", shown)
+        return Group(table, Text(self._headline()))
 
 
-class Stopper(tune.Stopper):  # type: ignore[misc] # no stubs
-    """Ends all trials after a signal."""
-
-    def __init__(self, stop: StopOnSignal) -> None:
-        self._stop = stop
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
-        """No single trial is stopped."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether a signal came."""
-        return self._stop.number > 0
+def _name(trial: Any) -> str:
+    return str(trial.config["trial"]["config"]["name"])

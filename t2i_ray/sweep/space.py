@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from t2i_ray.config import Config, Dimension, Sweep, with_values
+
+Stage = Literal["search", "confirm"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Setting:
     """One point of the space."""
 
     label: str  # such as "encoder=bigru lr_g=0.001"
+    labels: dict[str, str]  # dotted field -> label of its value
     values: dict[str, Any]  # dotted field -> value
 
 
@@ -23,12 +27,18 @@ class Setting:
 class Trial:
     """A setting with a seed: one run."""
 
-    setting: str
+    setting: Setting
     config: Config
+    stage: Stage = "search"
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.config.name
 
 
 def settings(sweep: Sweep) -> list[Setting]:
-    """The points to try, each once; the same sweep gives the same ones."""
+    """The points that a grid or a random search tries, each once; always the same ones."""
     search, space = sweep.search, sweep.space
     if search.method == "grid":
         fixed = [key for key, dimension in space.items() if dimension.has("grid")]
@@ -36,59 +46,90 @@ def settings(sweep: Sweep) -> list[Setting]:
         starts = [dict(zip(fixed, labels, strict=True)) for labels in every]
     else:
         starts = [{} for _ in range(search.trials)]
-    last = [key.rpartition(".")[2] for key in space]
-    short = {k: end if last.count(end) == 1 else k for k, end in zip(space, last, strict=True)}
     points: dict[str, Setting] = {}
     for i, labels in enumerate(starts):
-        values: dict[str, Any] = {}
+        drawn: dict[str, Any] = dict(labels)
         for key, dimension in space.items():
-            if key in labels:
-                values[key] = dimension.labelled()[labels[key]]
-            else:
+            if key not in drawn:
                 # Each dimension draws for itself: to add one leaves the others as they were.
-                labels[key], values[key] = _draw(dimension, f"{search.seed} {i} {key}")
-        active = [key for key in space if _applies(space[key], labels)]
-        label = " ".join(f"{short[key]}={labels[key]}" for key in active)
-        points.setdefault(label, Setting(label, {key: values[key] for key in active}))
+                drawn[key] = draw(dimension, random.Random(f"{search.seed} {i} {key}"))
+        point = setting(space, drawn)
+        points.setdefault(point.label, point)
     return list(points.values())
 
 
-def _draw(dimension: Dimension, seed: str) -> tuple[str, Any]:
-    """A label and a value; numbers have four digits, so that the label says it all."""
-    rng = random.Random(seed)
-    if dimension.uniform:
-        number = rng.uniform(*dimension.uniform)
-    elif dimension.loguniform:
-        low, high = dimension.loguniform
-        number = math.exp(rng.uniform(math.log(low), math.log(high)))
-    else:
-        return rng.choice(list(dimension.labelled().items()))
-    number = float(f"{number:.4g}")
-    return str(number), number
+def setting(space: Mapping[str, Dimension], drawn: Mapping[str, str | float]) -> Setting:
+    """The point where each dimension has this label or number; what does not apply is left out."""
+    last = [key.rpartition(".")[2] for key in space]
+    short = {k: end if last.count(end) == 1 else k for k, end in zip(space, last, strict=True)}
+    labels: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for key, dimension in in_order(space):
+        if not applies(dimension, labels):
+            continue
+        known = dimension.labelled()
+        labels[key] = str(drawn[key])
+        values[key] = known[labels[key]] if known else drawn[key]
+    active = [key for key in space if key in labels]
+    label = " ".join(f"{short[key]}={labels[key]}" for key in active)
+    return Setting(label, {k: labels[k] for k in active}, {k: values[k] for k in active})
 
 
-def _applies(dimension: Dimension, labels: dict[str, str]) -> bool:
+def in_order(space: Mapping[str, Dimension]) -> Iterable[tuple[str, Dimension]]:
+    """A dimension after those on which it depends."""
+    return sorted(space.items(), key=lambda item: bool(item[1].when))
+
+
+def applies(dimension: Dimension, labels: Mapping[str, str]) -> bool:
+    """Whether it varies at all where the others have these labels."""
     return all(labels.get(other) in allowed for other, allowed in dimension.when.items())
 
 
-def trials(sweep: Sweep) -> list[Trial]:
-    """Every setting with every seed, seed by seed, so that all settings are seen early."""
-    points = settings(sweep)
+def draw(dimension: Dimension, rng: random.Random) -> str | float:
+    """A label, or a number of four digits, so that the label of a setting says it all."""
+    if dimension.uniform:
+        return rounded(dimension, rng.uniform(*dimension.uniform))
+    if dimension.loguniform:
+        low, high = dimension.loguniform
+        return rounded(dimension, math.exp(rng.uniform(math.log(low), math.log(high))))
+    return rng.choice(list(dimension.labelled()))
+
+
+def rounded(dimension: Dimension, number: float) -> float:
+    """To four digits, within the dimension's bounds."""
+    low, high = dimension.uniform or dimension.loguniform or (number, number)
+    return min(max(float(f"{number:.4g}"), low), high)
+
+
+def trials(
+    sweep: Sweep,
+    points: Iterable[Setting],
+    seeds: Iterable[int],
+    prefix: str = "",
+    stage: Stage = "search",
+    first: int = 0,
+) -> list[Trial]:
+    """Every setting with every seed, seed by seed, so that all settings are seen early.
+
+    ``prefix`` tells the names of a sweep's parts apart; settings are numbered from ``first``.
+    """
     # A trial saves where it is measured: one that is killed does not measure twice.
     shared = {"checkpoint.every": sweep.run.evaluation.every, "checkpoint.keep": 1}
+    numbered = list(enumerate(points, first))
     return [
         Trial(
-            point.label,
+            point,
             with_values(
                 sweep.run,
                 {
                     **shared,
                     **point.values,
                     "seed": seed,
-                    "name": f"{sweep.name}-{number:03d}-seed-{seed}",
+                    "name": f"{sweep.name}-{prefix}{number:03d}-seed-{seed}",
                 },
             ),
+            stage,
         )
-        for seed in sweep.search.seeds
-        for number, point in enumerate(points)
+        for seed in seeds
+        for number, point in numbered
     ]

@@ -6,7 +6,6 @@ scheduler knows what it knew, and none of Tune's own files is ever read.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -14,19 +13,26 @@ from ray import tune
 from ray.train._internal.session import get_session
 from ray.tune.trainable import wrap_function
 
-from t2i_ray.config import parse_config
-from t2i_ray.launch import begin, settle
-from t2i_ray.runs import RunRecord, read_run, run_store
-from t2i_ray.storage import MissingKey, Store, open_store
+from t2i_ray.config import Config, parse_config, with_values
+from t2i_ray.launch import Attempt, begin, fit_workers, settle
+from t2i_ray.runs import (
+    PRUNED,
+    STEP,
+    RunRecord,
+    Scores,
+    read_run,
+    request_stop,
+    run_store,
+    write_run,
+)
+from t2i_ray.storage import Store, open_store
 from t2i_ray.train import Job, Worker, train
 
-PRUNED = "pruned at step"
-STEP = "step"  # what schedulers count
 LAST_WORDS = 60  # seconds that a stopped trial may take to leave storage and MLflow in order
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What Tune calls. ``config["trial"]`` is the JSON that the driver made.
+    """What Tune calls. ``config["trial"]`` is a task's document.
 
     Raises:
         RuntimeError: the run failed; Tune then goes on with the others. What else is raised, or
@@ -35,26 +41,31 @@ def run_trial(config: dict[str, Any]) -> None:
     task = config["trial"]
     settings = parse_config(task["config"])
     store = open_store(settings.storage)
-    scores = Scores(store, settings.name)
+    told = Told(Scores(store, settings.name), task["metric"])
     record = read_run(store, settings.name)
     if record and has_ended(record):
-        scores.tell_all()
+        told.tell()
+        _test(store, record, task["test"])
         return
     if record and record.status == "FAILED" and record.attempts[-1].started >= task["since"]:
         raise RuntimeError(record.reason)  # in this sitting: to try again would end the same way
     run = begin(settings, store, task["data"], commit=task["commit"], tags=task["tags"])
     try:
-        scores.tell_all()
-        job = Job(**run.job(task["encoder"]), quiet=True)
-        outcome = asdict(train(job, Worker(), scores.report))
+        told.tell()
+        outcome = _train(store, run, task, told)
     except SystemExit:  # in a report: the scheduler has had enough of this trial
-        reason = f"{PRUNED} {scores.step}"
-        outcome = {"status": "KILLED", "reason": reason, "step": scores.step}
+        reason = f"{PRUNED} {told.step}"
+        outcome = {"status": "KILLED", "reason": reason, "step": told.step}
         settle(store, settings, run.record, outcome, alone=False)
         raise
+    if outcome["status"] == "RUNNING":  # as far as it was to go for now
+        run.record.step = outcome["step"]
+        write_run(store, run.record)
+        return
     settle(store, settings, run.record, outcome, alone=False)
-    if outcome["status"] == "FAILED":
-        raise RuntimeError(outcome["reason"])
+    if outcome["status"] != "FINISHED":
+        raise RuntimeError(outcome.get("reason"))
+    _test(store, run.record, task["test"])
 
 
 def has_ended(record: RunRecord) -> bool:
@@ -62,33 +73,70 @@ def has_ended(record: RunRecord) -> bool:
     return record.status == "FINISHED" or (record.reason or "").startswith(PRUNED)
 
 
-class Scores:
-    """What a trial measured, step by step: on storage, and told to Tune."""
+def _train(store: Store, run: Attempt, task: dict[str, Any], told: Told) -> dict[str, Any]:
+    """Train in this process or, with more workers than one, by a Ray Train run of its own."""
+    config = with_values(run.config, task.get("now", {}))
+    job = {**run.job(task["encoder"]), "config": config.model_dump(mode="json"), "quiet": True}
+    job |= {key: task[key] for key in ("until", "inherits", "marks") if key in task}
+    if config.cluster.workers > 1:
+        return _train_together(store, config, run, job, told)
 
-    def __init__(self, store: Store, name: str) -> None:
-        self._store = run_store(store, name)
-        self.step = 0  # the last one that Tune was told of
-        try:
-            self.rows: list[dict[str, float]] = json.loads(self._store.read("scores.json"))
-        except MissingKey:
-            self.rows = []
+    def report(step: int, _uri: str, values: dict[str, float]) -> None:
+        told.scores.add(step, values)
+        told.tell()
 
-    def tell_all(self) -> None:
-        """Tell Tune what was measured before. Raises SystemExit if it stops the trial."""
-        for row in self.rows:
-            self._tell(row)
+    return asdict(train(Job(**job), Worker.alone(config), report))
 
-    def report(self, step: int, _uri: str, values: dict[str, float]) -> None:
-        """Keep what was measured, and tell Tune, unless it knows from before the restart."""
-        if step > self.step and values:
-            row = {STEP: step, **values}
-            self.rows.append(row)
-            self._store.write("scores.json", json.dumps(self.rows).encode())
-            self._tell(row)
 
-    def _tell(self, row: dict[str, float]) -> None:
-        self.step = int(row[STEP])
-        tune.report(row)
+def _train_together(
+    store: Store, config: Config, run: Attempt, job: dict[str, Any], told: Told
+) -> dict[str, Any]:
+    """The workers write their scores to storage, where this process finds them."""
+    stopped: list[SystemExit] = []
+
+    def watch() -> None:
+        if not stopped:
+            told.scores.read()
+            try:
+                told.tell()
+            except SystemExit as stop:
+                stopped.append(stop)
+                request_stop(store, config.name)
+
+    outcome = fit_workers(config, run.record.attempt, job, store, watch=watch)
+    watch()
+    if stopped:
+        raise stopped[0]
+    return outcome
+
+
+def _test(store: Store, record: RunRecord, count: int) -> None:
+    """Measure on the test split, unless that is not asked for, or was done."""
+    if count and not run_store(store, record.name).exists("evaluation/test.json"):
+        from t2i_ray.evaluate.run import evaluate_run
+
+        evaluate_run(store, record, "test", count)
+
+
+class Told:
+    """What Tune was told of a trial's scores.
+
+    Args:
+        scores: what was measured.
+        metric: by which the scheduler judges; None: it is to judge by nothing.
+    """
+
+    def __init__(self, scores: Scores, metric: str | None) -> None:
+        self.scores = scores
+        self.step = 0  # the last one of which Tune was told
+        self._metric = metric
+
+    def tell(self) -> None:
+        """Tell Tune what it does not know yet. Raises SystemExit if it stops the trial."""
+        for row in self.scores.rows:
+            if row[STEP] > self.step:
+                self.step = int(row[STEP])
+                tune.report(row if self._metric else {STEP: row[STEP]})
 
 
 class Trainable(wrap_function(run_trial)):  # type: ignore[misc] # made by Tune

@@ -41,7 +41,7 @@ class Bystander:
     """Every other rank: takes part in nothing but the steps."""
 
     def __init__(self, *_: object) -> None:
-        self.scores: dict[str, float] = {}  # what was measured last
+        self.measured: dict[str, float] = {}  # on the weights of the last checkpoint, if at all
 
     @property
     def stop_requested(self) -> bool:
@@ -100,7 +100,9 @@ class Chief(Bystander):
         self._encoder = encoder
         self._feed = feed
         self._worker = worker
-        self.scores: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
+        self._scores: tuple[int, dict[str, float]] = (-1, {})  # of which step
+        self._marks = job.marks
         self._refreshed = -1  # the step whose averaged generator has its statistics
         self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
@@ -109,7 +111,6 @@ class Chief(Bystander):
             history = checkpoint.tensors.get("history", {})
             self._history = {name: column.tolist() for name, column in history.items()}
             self._train_seconds = checkpoint.documents["state"]["train_seconds"]
-            self.scores = checkpoint.documents["state"]["scores"]
         self._tracker = Tracker(
             resolve(config),
             About.from_json(job.about),
@@ -132,7 +133,8 @@ class Chief(Bystander):
 
     def log(self, step: int, losses: Mapping[str, float]) -> None:
         """Take down a step's losses, for MLflow and for the loss figure."""
-        self._tracker.log(step, losses)
+        self._tracker.log(step, {**losses, **self._marks})
+        self._marks = {}
         self._history.setdefault("step", []).append(step)
         for name, value in losses.items():
             self._history.setdefault(name, []).append(value)
@@ -194,10 +196,11 @@ class Chief(Bystander):
             noise = self._feed.noise("evaluation", next(part), count=len(captions))
             return to_uint8(gan.sample(noise, self._feed.rows(captions)))
 
-        self.scores = evaluate.measure(
+        scores = evaluate.measure(
             reader, self._prepared, generate, split="val", count=self._config.evaluation.samples
         ).metrics
-        self._tracker.log(step, self.scores)
+        self._scores = step, scores
+        self._tracker.log(step, scores)
 
     def save(self, step: int, gan: GanCls) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
@@ -207,7 +210,10 @@ class Chief(Bystander):
         cluster = self._config.cluster
         cores = cluster.workers * (1 if cluster.gpu else cluster.threads)
         unit = "gpu" if cluster.gpu else "cpu"
-        self._tracker.log(step, {f"perf/{unit}_seconds": self._train_seconds * cores})
+        cost = {f"perf/{unit}_seconds": self._train_seconds * cores}
+        self._tracker.log(step, cost)
+        of, scores = self._scores
+        self.measured = {**scores, **cost} if of == step else {}
         if step == self._config.train.steps:
             self._artifact("losses.png", report.loss_figure(self._history))
         history = {
@@ -221,14 +227,13 @@ class Chief(Bystander):
                 "state": {
                     "step": step,
                     "train_seconds": self._train_seconds,
-                    "scores": self.scores,
                     "about": self._job.about["tags"],
                 },
                 "config": self._config.model_dump(mode="json"),
                 "encoder": self._encoder.describe(),
                 "tracking": self._tracker.snapshot(step),
             },
-            score=self.scores.get(self._config.checkpoint.best or ""),
+            score=self.measured.get(self._config.checkpoint.best or ""),
             on_durable=self._commit,
         )
 

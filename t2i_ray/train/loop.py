@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ class Job:
     encoder: dict[str, Any] | None  # a frozen one's description; None: made from the config
     about: dict[str, Any]  # what MLflow is told of this attempt
     quiet: bool = False  # no progress lines: one of many
+    until: int | None = None  # go no further than this step; the run is not over there
+    inherits: str | None = None  # prefix of another run's checkpoints: go on with its weights
+    marks: dict[str, float] = field(default_factory=dict)  # shown once, with the next losses
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
         job: the run.
         worker: this worker's place; the process group of a larger world must exist.
         report: called on every rank at each checkpoint with step, URI and, on rank 0, what was
-            measured last.
+            measured on these very weights, with the seconds spent; empty: nothing was.
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
@@ -70,21 +73,24 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     rows = caption_rows(encoder, prepared.captions, store)
     feed = Feed(config, prepared, rows, worker.device)
     gan = _gan(config, encoder, checkpoint, worker)
+    if checkpoint and job.inherits:
+        _inherit(gan, Checkpoints(store.within(job.inherits), keep=1), checkpoint.step)
     role = Chief if worker.is_chief else Bystander
     chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed, worker)
 
     step = checkpoint.step if checkpoint else 0
     micro_batches = config.train.micro_batches
-    status: Status = "FINISHED"
+    last = config.train.steps if job.until is None else job.until
+    status: Status = "FINISHED" if last == config.train.steps else "RUNNING"
     reason = None
     try:
-        while step < config.train.steps:
+        while step < last:
             pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
             values = gan.step(pieces, step, micro_batches, worker.world)
             step += 1
 
             ends = step == config.train.steps
-            saves = ends or step % config.checkpoint.every == 0
+            saves = step == last or _checkpoint_due(config, step)
             stop = False
             if saves or step % config.train.log_every == 0:
                 losses, stop = worker.total(values, chief.stop_requested)
@@ -100,13 +106,21 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
             if saves or stop:
                 chief.save(step, gan)
                 if report:
-                    report(step, f"{folder.uri}/step_{step:08d}", chief.scores)
+                    report(step, f"{folder.uri}/step_{step:08d}", chief.measured)
             if stop and not ends:
                 status, reason = "KILLED", f"stopped on request at step {step}"
                 break
     finally:
         published = chief.close()
     return Outcome(status, step, reason, published)
+
+
+def _checkpoint_due(config: Config, step: int) -> bool:
+    """Every checkpoint.every steps; where the best is kept, also whenever that is measured."""
+    every = [config.checkpoint.every]
+    if config.checkpoint.best and config.evaluation.every:
+        every.append(config.evaluation.every)
+    return any(step % steps == 0 for steps in every)
 
 
 def _agreed_checkpoint(checkpoints: Checkpoints, worker: Worker) -> Checkpoint | None:
@@ -116,6 +130,13 @@ def _agreed_checkpoint(checkpoints: Checkpoints, worker: Worker) -> Checkpoint |
     if step < 0 or newest:
         return newest
     return checkpoints.load(step)
+
+
+def _inherit(gan: GanCls, other: Checkpoints, step: int) -> None:
+    """Weights and optimisers of another run at this step. Past it, they are in our own already."""
+    if step in other.steps():
+        tensors = other.load(step).tensors
+        gan.load_state({part: v for part, v in tensors.items() if part != "history"})
 
 
 def _encoder(config: Config, prepared: Prepared, description: dict[str, Any] | None) -> Encoder:

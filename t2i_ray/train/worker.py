@@ -22,6 +22,11 @@ class Worker:
     world: int = 1
     device: torch.device = CPU
 
+    @classmethod
+    def alone(cls, config: Config) -> Worker:
+        """The only worker of a run, on the GPU if the run is to have one."""
+        return cls(device=torch.device("cuda", 0) if config.cluster.gpu else CPU)
+
     @property
     def is_chief(self) -> bool:
         """Whether this worker saves, logs and draws for all."""

@@ -1,0 +1,134 @@
+"""What a trial's process is given: plain JSON. Data and embeddings are made once for all trials."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from t2i_ray.config import Config, Sweep, UserError, with_values
+from t2i_ray.data import open_prepared
+from t2i_ray.launch import make_shared_once, prepare_data
+from t2i_ray.runs import now
+from t2i_ray.storage import Store
+from t2i_ray.sweep.space import Trial
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial with all that its process is given."""
+
+    trial: Trial
+    document: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.trial.name
+
+
+class Tasks:
+    """Makes tasks; what several of them share is prepared when it is asked for first.
+
+    Args:
+        store: the storage.
+        sweep: the sweep.
+        commit: git's, for the records.
+    """
+
+    def __init__(self, store: Store, sweep: Sweep, commit: str) -> None:
+        self._store = store
+        self._sweep = sweep
+        self._commit = commit
+        self._since = now()
+        self._made: dict[str, Any] = {}
+        self._embedded_before = self._embeddings()
+        self.parent: dict[str, str] = {}  # tags that make a run the sweep's child
+
+    def prepare(self) -> None:
+        """Make all that any trial may share, before the first one starts.
+
+        Raises:
+            UserError: the data or an encoder can't be had, or nobody measures search.metric there.
+        """
+        space = self._sweep.space
+        keys = [k for k in space if k.split(".")[0] in ("data", "encoder") and space[k].labelled()]
+        for values in itertools.product(*(space[key].labelled().values() for key in keys)):
+            self._shared(with_values(self._sweep.run, dict(zip(keys, values, strict=True))))
+
+    def __call__(self, trial: Trial, **more: Any) -> Task:
+        """The task of a trial; ``more`` goes with it."""
+        data, encoder = self._shared(trial.config)
+        confirm = self._sweep.search.confirm
+        return Task(
+            trial,
+            {
+                "config": trial.config.model_dump(mode="json"),
+                "data": data,
+                "encoder": encoder,
+                "commit": self._commit,
+                "since": self._since,
+                # The search's scheduler has no say in the second stage.
+                "metric": self._sweep.search.metric if trial.stage == "search" else None,
+                "test": confirm.samples if confirm and trial.stage == "confirm" else 0,
+                "tags": {
+                    **self.parent,
+                    "t2i_ray.sweep": self._sweep.name,
+                    "t2i_ray.setting": trial.setting.label,
+                    "t2i_ray.values": json.dumps(
+                        {
+                            key: trial.setting.labels[key] if isinstance(value, dict) else value
+                            for key, value in trial.setting.values.items()
+                        }
+                    ),
+                    "t2i_ray.stage": trial.stage,
+                },
+                **more,
+            },
+        )
+
+    def summary(self) -> str:
+        """How often captions were embedded."""
+        frozen = [key for key, value in self._made.items() if "embedded" in key and value]
+        if not frozen:
+            return "no frozen encoder"
+        new = len(self._embeddings() - self._embedded_before)
+        return (
+            f"{len(frozen)} frozen encoders, each embedding its captions once for all trials: "
+            f"{new} computed now, {len(frozen) - new} found"
+        )
+
+    def _embeddings(self) -> set[str]:
+        return {key for key in self._store.list("embeddings") if key.endswith("manifest.json")}
+
+    def _shared(self, config: Config) -> tuple[str, dict[str, Any] | None]:
+        of_data = config.data.model_dump(mode="json")
+        data = self._once(of_data, lambda: self._prepared(config))
+        frozen = config.encoder.kind == "huggingface"
+        encoder = config.encoder.model_dump(mode="json") if frozen else None
+        description = self._once(
+            {"embedded" if frozen else "shared": [data, encoder]},
+            lambda: make_shared_once(config, data),
+        )
+        return data, description
+
+    def _once(self, what: dict[str, Any], make: Callable[[], Any]) -> Any:
+        key = json.dumps(what, sort_keys=True)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _prepared(self, config: Config) -> str:
+        data = prepare_data(config, self._store)
+        known = ["frechet_reader", "agreement/mean"]
+        known += [f"agreement/{name}" for name in open_prepared(self._store, data).attributes]
+        search = self._sweep.search
+        for metric in [search.metric, *search.also]:
+            if metric.startswith("val/") and metric.removeprefix("val/") not in known:
+                raise UserError(
+                    f"search.metric={metric}: nobody measures that on this data; "
+                    f"there are {', '.join('val/' + name for name in known)}"
+                )
+        return data

@@ -1,0 +1,171 @@
+"""Ray Tune: it finds room for a plan's tasks, runs them, and asks its scheduler who goes on.
+
+Its own files are scratch: what a sweep needs to go on is in our storage, and none of it is pickled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from typing import Any
+
+import ray
+
+from t2i_ray.config import Sweep, UserError
+from t2i_ray.launch import StopOnSignal
+from t2i_ray.runs import STEP
+from t2i_ray.sweep.plan import Plan
+from t2i_ray.sweep.tasks import Task
+
+# Tune is to write no files for each trial, to leave signals to us, and to print nothing.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+from ray import tune
+from ray.tune import schedulers
+from ray.tune.search import Searcher
+
+from t2i_ray.sweep.progress import Progress
+from t2i_ray.sweep.trial import Trainable
+
+
+def run_plan(sweep: Sweep, plan: Plan, stop: StopOnSignal) -> dict[str, str]:
+    """Run a plan to its end, or until a signal came; why trials failed, by name."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    progress = Progress(sweep, plan)
+    cluster = sweep.run.cluster
+    with tempfile.TemporaryDirectory() as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(Trainable, _resources(sweep)),
+            tune_config=tune.TuneConfig(
+                metric=sweep.search.metric,
+                mode=sweep.search.mode,
+                num_samples=-1,
+                search_alg=_Supply(plan, stop),
+                scheduler=_scheduler(sweep),
+                max_concurrent_trials=concurrent(sweep),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: str(trial.trial_id),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name=sweep.name,
+                storage_path=scratch,
+                verbose=0,
+                stop=_Stopper(stop),
+                failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+                callbacks=[progress],
+            ),
+        )
+        failure: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                tuner.fit()
+            except BaseException as error:
+                failure.append(error)
+
+        # In a thread, Tune leaves signals alone.
+        thread = threading.Thread(target=fit, name="tune", daemon=True)
+        with progress:
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.2)
+    if failure:
+        raise failure[0]
+    return progress.failed
+
+
+def concurrent(sweep: Sweep) -> int:
+    """Trials at a time, by what the cluster has, and the sweep's own limit.
+
+    Raises:
+        UserError: not even one has room.
+    """
+    cluster = sweep.run.cluster
+    have = ray.cluster_resources()
+    kind, each = ("GPU", 1.0) if cluster.gpu else ("CPU", float(cluster.threads))
+    need = each * cluster.workers / sweep.search.trials_per_gpu
+    room = int(have.get(kind, 0.0) / need)
+    if room < 1:
+        raise UserError(
+            f"cluster.workers={cluster.workers}: a trial needs {need:g} {kind}s and the cluster "
+            f"has {have.get(kind, 0.0):g}; use fewer workers or threads, or a larger cluster"
+        )
+    return min(room, sweep.search.concurrent or room)
+
+
+def _resources(sweep: Sweep) -> dict[str, float]:
+    """Of a trial's own process; one that only waits for its workers asks for nothing."""
+    cluster = sweep.run.cluster
+    if cluster.workers > 1:
+        return {"cpu": 0}
+    gpu = {"gpu": 1 / sweep.search.trials_per_gpu} if cluster.gpu else {}
+    return {"cpu": cluster.threads, **gpu}
+
+
+def _scheduler(sweep: Sweep) -> Any:
+    how, run = sweep.search.scheduler, sweep.run
+    if how.kind == "asha":
+        return schedulers.ASHAScheduler(
+            time_attr=STEP,
+            max_t=run.train.steps + 1,  # the end is the loop's affair
+            grace_period=how.grace,
+            reduction_factor=how.reduction,
+        )
+    if how.kind == "median":
+        return schedulers.MedianStoppingRule(time_attr=STEP, grace_period=how.grace)
+    return schedulers.FIFOScheduler()
+
+
+class _Supply(Searcher):  # type: ignore[misc] # no stubs
+    """A plan as Tune wants to be given it."""
+
+    def __init__(self, plan: Plan, stop: StopOnSignal) -> None:
+        super().__init__()
+        self._plan = plan
+        self._stop = stop
+        self._running: dict[str, Task] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given, into its scratch, and never reads it."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._plan.done or self._stop.number:
+            return Searcher.FINISHED
+        task = self._plan.next()
+        if task is None:
+            return Searcher.FINISHED if self._plan.done else None
+        self._running[trial_id] = task
+        return {"trial": task.document}
+
+    def on_trial_complete(
+        self,
+        trial_id: str,
+        result: dict[str, Any] | None = None,  # noqa: ARG002 - storage knows better
+        error: bool = False,  # noqa: ARG002
+    ) -> None:
+        self._plan.ended(self._running.pop(trial_id))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: storage has all of it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called."""
+
+
+class _Stopper(tune.Stopper):  # type: ignore[misc] # no stubs
+    """Ends all trials after a signal."""
+
+    def __init__(self, stop: StopOnSignal) -> None:
+        self._stop = stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
+        return False
+
+    def stop_all(self) -> bool:
+        return self._stop.number > 0
