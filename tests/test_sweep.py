@@ -12,8 +12,14 @@ import yaml
 from runner import TINY, Runner, until
 
 from t2i_ray.config import Sweep, UserError, load_sweep, parse_sweep
+from t2i_ray.runs import RunRecord, Scores, read_run, write_run
+from t2i_ray.storage import LocalStore, Store
 from t2i_ray.sweep import space as spaces
+from t2i_ray.sweep.plan import Plan
+from t2i_ray.sweep.population import Population, Takeover
 from t2i_ray.sweep.space import Trial, settings
+from t2i_ray.sweep.tasks import Task
+from t2i_ray.sweep.tpe import Tpe
 
 SHIPPED = sorted((Path(__file__).parent.parent / "tune_configs").glob("*.yaml"))
 RATES = {"optim.lr_g": {"grid": [0.002, 0.0001]}}
@@ -58,6 +64,37 @@ def test_shipped_files_load(path: Path) -> None:
         (RATES, {"scheduler": {"kind": "asha", "grace": 80}}, ["grace=80", "train.steps=60"]),
         (RATES, {"scheduler": {"kind": "hyperband"}}, ["hyperband", "asha"]),
         (RATES, {"seeds": []}, ["search.seeds"]),
+        (RATES, {"also": {"perf/cpu_seconds": "min"}}, ["search.also", "grid", "tpe"]),
+        (RATES, {"method": "tpe", "also": {"d_loss": "min"}}, ["search.also=d_loss"]),
+        (
+            RATES,
+            {
+                "method": "tpe",
+                "also": {"perf/cpu_seconds": "min"},
+                "scheduler": {"kind": "asha", "grace": 20},
+            },
+            ["search.scheduler.kind=asha", "fifo"],
+        ),
+        (RATES, {"scheduler": {"kind": "pbt", "every": 20}}, ["space.optim.lr_g", "pbt"]),
+        (
+            {"train.steps": {"uniform": [60, 90]}},
+            {"method": "random", "scheduler": {"kind": "pbt", "every": 20}},
+            ["space.train.steps"],
+        ),
+        (
+            {"optim.lr_g": {"loguniform": [0.001, 0.01]}},
+            {"scheduler": {"kind": "pbt", "every": 20}},
+            ["search.method=grid", "random"],
+        ),
+        (
+            {"optim.lr_g": {"loguniform": [0.001, 0.01]}},
+            {"method": "random", "scheduler": {"kind": "pbt", "every": 30}},
+            ["search.scheduler.every=30", "evaluation.every=20"],
+        ),
+        (RATES, {"confirm": {"seeds": [1, 2, 3]}}, ["search.confirm.seeds", "5"]),
+        (RATES, {"confirm": {"seeds": [0, 1, 2, 3, 4]}}, ["search.confirm.seeds=[0]", "fresh"]),
+        (RATES, {"confirm": {"by": "encoder"}}, ["search.confirm.by=encoder", "optim.lr_g"]),
+        (RATES, {"trials_per_gpu": 2}, ["search.trials_per_gpu=2", "cluster.gpu"]),
     ],
 )
 def test_bad_sweeps_are_one_line(
@@ -104,6 +141,141 @@ def test_a_conditional_dimension_varies_only_where_it_applies() -> None:
     found = [trial.config.encoder for trial in trials(sweep(space))]
     shape = sorted((e.dim, e.hidden_dim) for e in found if e.kind == "bigru")
     assert shape == [(8, 256), (32, 4), (32, 8)]
+
+
+# ------------------------------------------------------------------- plans, without a cluster
+
+
+def task(trial: Trial, **more: Any) -> Task:
+    return Task(trial, {"tags": {}, **more})
+
+
+def play(store: Store, one: Task, score: float, step: int = 60, seconds: float = 0.0) -> None:
+    """As if the task had been run: what it would leave on storage."""
+    name = one.name
+    Scores(store, name).add(step, {"val/agreement/mean": score, "perf/cpu_seconds": seconds})
+    record = read_run(store, name) or RunRecord(
+        name=name, hash="", identity={}, data="", steps=60, attempts=[]
+    )
+    record.status = "FINISHED" if step == 60 else "RUNNING"
+    write_run(store, record)
+
+
+def drain(plan: Plan) -> list[Task]:
+    found = []
+    while one := plan.next():
+        found.append(one)
+    return found
+
+
+def test_tpe_finds_the_better_part_and_asks_the_same_again(tmp_path: Path) -> None:
+    def score(one: Task) -> float:
+        return -abs(math.log10(one.trial.config.optim.lr_g) + 3)  # best at 1e-3
+
+    store = LocalStore(tmp_path)
+    space = {"optim.lr_g": {"loguniform": [1e-5, 1e-1]}}
+    described = sweep(space, method="tpe", trials=24)
+
+    def search(many: int) -> list[float]:
+        plan = Tpe(store, described, task)
+        seen: list[float] = []
+        while not plan.done and len(seen) < many:
+            one = plan.next()
+            assert one is not None
+            play(store, one, score(one))
+            seen.append(one.trial.config.optim.lr_g)
+            plan.ended(one)
+        return seen
+
+    interrupted = search(13)
+    rates = search(24)
+    assert rates[:13] == interrupted
+    assert len(rates) == 24
+    off = [abs(math.log10(rate) + 3) for rate in rates]
+    assert sum(off[12:]) / 12 < 0.7  # 1.0 is expected of rates drawn at random
+
+
+def test_tpe_waits_for_all_seeds_and_knows_of_several_objectives(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    space = {
+        "encoder": {"choice": {"a": TINY["encoder"], "b": {**TINY["encoder"], "dim": 16}}},
+        "optim.beta1": {"uniform": [0.3, 0.9], "when": {"encoder": ["b"]}},
+        "optim.lr_g": {"loguniform": [1e-4, 1e-2]},
+    }
+    described = sweep(space, method="tpe", trials=6, seeds=[0, 1], also={"perf/cpu_seconds": "min"})
+    plan = Tpe(store, described, task)
+    first, second = plan.next(), plan.next()
+    assert first
+    assert second
+    assert first.trial.setting == second.trial.setting
+    assert {first.trial.config.seed, second.trial.config.seed} == {0, 1}
+    for number, one in enumerate((first, second)):
+        play(store, one, 0.5 + number, seconds=10.0 * number)
+        assert plan._study.best_trials == []  # until both have ended
+        plan.ended(one)
+    assert plan._study.best_trials[0].values == [1.0, 5.0]
+    assert plan.total == 12
+    for one in drain(plan):
+        of_b = one.trial.setting.labels["encoder"] == "b"
+        assert ("optim.beta1" in one.trial.setting.values) == of_b
+
+
+def members(size: int = 4) -> Sweep:
+    space = {"optim.lr_g": {"loguniform": [1e-4, 1e-2]}}
+    return sweep(space, method="random", trials=size, scheduler={"kind": "pbt", "every": 20})
+
+
+def generations(store: Store, sweep: Sweep, order: int = 1, stop_at: int = 60) -> list[Takeover]:
+    """Play a population: the larger its learning rate, the better a member."""
+    plan = Population(store, sweep, trials(sweep), task)
+    rates = {t.name: t.trial.config.optim.lr_g for t in plan.tasks}
+    while not plan.done:
+        running = drain(plan)
+        assert plan.next() is None
+        for one in running[::order]:
+            until = one.document["until"]
+            if until > stop_at:
+                return plan.takeovers
+            folder = f"runs/{one.name}/checkpoints/step_{until:08d}"
+            store.write(f"{folder}/weights", f"{one.name} at {until}".encode())
+            store.write(f"{folder}/manifest.json", b"{}")
+            play(store, one, rates[one.name], until)
+            plan.ended(one)
+    return plan.takeovers
+
+
+def test_the_weak_take_over_the_strong_whatever_the_order(tmp_path: Path) -> None:
+    there, back, broken = (LocalStore(tmp_path / name) for name in ("there", "back", "broken"))
+    found = generations(there, members())
+    assert generations(back, members(), order=-1) == found
+    generations(broken, members(), stop_at=20)  # the driver was killed in the second generation
+    assert generations(broken, members()) == found
+
+    assert [takeover.step for takeover in found] == [20, 40]
+    rates = {trial.name: trial.config.optim.lr_g for trial in trials(members())}
+    worst, best = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
+    for takeover in found:
+        assert (takeover.member, takeover.donor) == (worst, best)
+        inherited = there.read(f"runs/{worst}/inherited/step_{takeover.step:08d}/weights")
+        assert inherited == f"{best} at {takeover.step}".encode()
+        rate = takeover.after["optim.lr_g"]
+        assert 1e-4 <= rate <= 1e-2
+        assert rate != takeover.before["optim.lr_g"]
+    assert found[1].before == found[0].after
+
+
+def test_a_member_that_failed_is_left_out(tmp_path: Path) -> None:
+    store, described = LocalStore(tmp_path), members(2)
+    plan = Population(store, described, trials(described), task)
+    first, second = drain(plan)
+    play(store, first, 0.5, 20)
+    record = read_run(store, first.name)
+    assert record
+    write_run(store, record.model_copy(update={"name": second.name, "status": "FAILED"}))
+    plan.ended(second)
+    plan.ended(first)
+    assert plan.takeovers == []
+    assert not plan.done
 
 
 # ------------------------------------------------------------------------------ on the cluster
@@ -184,6 +356,91 @@ def test_what_is_stopped_early_and_what_fails(runner: Runner) -> None:
         run = runner.mlflow_run(record.name)
         assert run.info.status == record.status
         assert run.data.tags["t2i_ray.sweep"] == "mixed"
+
+
+def test_a_population_trades_weights(runner: Runner) -> None:
+    """With nothing changed on the way, who takes over at step 20 ends where the donor ends."""
+    text = document(
+        {"optim.lr_g": {"loguniform": [0.0001, 0.02]}},
+        method="random",
+        trials=2,
+        metric="val/frechet_reader",
+        mode="min",
+        scheduler={"kind": "pbt", "every": 40, "share": 0.5, "factors": [1, 1], "resample": 0},
+    )
+    output = runner.run("tune", write(runner, "population", text))
+    (line,) = [line for line in output.splitlines() if "takes over" in line]
+    weak, strong = line.split(": ")[1].split(" takes over ")
+    one, other = runner.checkpoint(weak), runner.checkpoint(strong)
+    for part in ("generator", "discriminator", "optimizer_g"):
+        for name, tensor in one.tensors[part].items():
+            assert tensor.equal(other.tensors[part][name]), (part, name)
+    assert runner.record(weak).status == "FINISHED"
+    tags = runner.mlflow_run(weak).data.tags
+    assert f"step 40: {weak} takes over {strong}: optim.lr_g" in tags["t2i_ray.lineage"]
+    rates = runner.curves(weak)["pbt/optim.lr_g"]
+    assert [step for step, _ in rates] == [1, 41]
+    assert rates[1][1] == runner.curves(strong)["pbt/optim.lr_g"][1][1]
+    assert [step for step, _ in runner.curves(weak)["val/frechet_reader"]] == [20, 40, 60]
+
+
+def test_search_then_confirm_with_fresh_seeds(runner: Runner) -> None:
+    """TPE searches; the best setting of each encoder is trained again and measured on test."""
+    small = {**TINY["encoder"], "dim": 16}
+    text = document(
+        {
+            "encoder": {"choice": {"large": TINY["encoder"], "small": small}},
+            "optim.lr_g": {"loguniform": [0.0005, 0.02]},
+        },
+        method="tpe",
+        trials=4,
+        confirm={"by": "encoder", "samples": 64},
+    )
+    text["train"]["steps"] = 20
+    path = write(runner, "confirmed", text)
+    runner.run("tune", path)
+    answer = json.loads((runner.folder / "store/sweeps/confirmed/answer.json").read_text())
+    search, confirm = answer["parts"]
+    assert sum(row["finished"] for row in search["rows"]) == 4
+    assert confirm["metric"] == "test/agreement/mean"
+    best: dict[str, str] = {}
+    for row in search["rows"]:  # the best first
+        best.setdefault(row["setting"].split()[0], row["setting"])
+    assert {row["setting"] for row in confirm["rows"]} == set(best.values())
+    for row in confirm["rows"]:
+        assert row["finished"] == len(row["scores"]) == 5
+        assert row["error"] is not None
+    for seed in (101, 105):
+        run = runner.mlflow_run(f"confirmed-confirm-000-seed-{seed}")
+        assert run.data.params["seed"] == str(seed)
+        assert run.data.tags["t2i_ray.stage"] == "confirm"
+        assert run.data.metrics["test/agreement/mean"] in [
+            score for row in confirm["rows"] for score in row["scores"]
+        ]
+
+
+def test_trials_of_two_workers(runner: Runner) -> None:
+    """Each is a Ray Train run of its own; one is stopped early, and the other as by itself."""
+    text = document(
+        {"optim.lr_g": {"grid": [0.02, 0.0000001]}},
+        metric="val/frechet_reader",
+        mode="min",
+        scheduler={"kind": "asha", "grace": 20, "reduction": 2},
+        concurrent=1,
+    )
+    text["cluster"] = {"workers": 2}
+    runner.run("tune", write(runner, "pairs", text))
+    first, second = (runner.record(f"pairs-{number:03d}-seed-0") for number in (0, 1))
+    assert (first.status, first.step) == ("FINISHED", 60)
+    assert (second.status, second.reason) == ("KILLED", "pruned at step 20")
+    curve = runner.curves(first.name)["val/frechet_reader"]
+    assert [step for step, _ in curve] == [20, 40, 60]
+
+    text["cluster"] = {"workers": 5}
+    text["train"]["micro_batches"] = 8
+    error = runner.run("tune", write(runner, "crowd", text), code=2).strip().splitlines()[-1]
+    assert "cluster.workers=5" in error
+    assert not (runner.folder / "store/sweeps/crowd/answer.json").exists()
 
 
 def test_a_measure_that_nobody_takes_is_refused(runner: Runner) -> None:

@@ -19,7 +19,7 @@ from t2i_ray.config import Pbt, Sweep
 from t2i_ray.runs import STEP, Scores, read_run, run_store
 from t2i_ray.storage import MissingKey, Store
 from t2i_ray.sweep.space import Trial, draw, rounded
-from t2i_ray.sweep.tasks import Task, Tasks
+from t2i_ray.sweep.tasks import Make, Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Takeover:
 class Population:
     """The plan of a population. Raises UserError as the tasks that it makes."""
 
-    def __init__(self, store: Store, sweep: Sweep, members: list[Trial], make: Tasks) -> None:
+    def __init__(self, store: Store, sweep: Sweep, members: list[Trial], make: Make) -> None:
         how = sweep.search.scheduler
         assert isinstance(how, Pbt)
         self._how, self._store, self._sweep, self._make = how, store, sweep, make
@@ -91,7 +91,7 @@ class Population:
 
     def _fill(self) -> None:
         """Queue all members for this generation, those that were there before first."""
-        if self._until == self._sweep.run.train.steps == len(self._generations) * self._how.every:
+        if len(self._generations) * self._how.every >= self._sweep.run.train.steps:
             return
         inherits = {t.member for t in (self._generations[-1] if self._generations else [])}
         for number, member in enumerate(self._members):

@@ -29,6 +29,9 @@ class Task:
         return self.trial.name
 
 
+Make = Callable[..., Task]  # from a trial, and what else its process is to be given
+
+
 class Tasks:
     """Makes tasks; what several of them share is prepared when it is asked for first.
 

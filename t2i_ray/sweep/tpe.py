@@ -16,7 +16,7 @@ from t2i_ray.config import Sweep, UserError
 from t2i_ray.runs import STEP, Scores, read_run
 from t2i_ray.storage import MissingKey, Store
 from t2i_ray.sweep.space import Setting, applies, in_order, rounded, setting, trials
-from t2i_ray.sweep.tasks import Task, Tasks
+from t2i_ray.sweep.tasks import Make, Task
 
 if TYPE_CHECKING:
     import optuna
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Tpe:
     """The plan of a search by TPE. Raises UserError if Optuna is not installed."""
 
-    def __init__(self, store: Store, sweep: Sweep, make: Tasks) -> None:
+    def __init__(self, store: Store, sweep: Sweep, make: Make) -> None:
         try:
             import optuna
         except ImportError:
