@@ -298,7 +298,9 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     process.kill()
     process.communicate()
 
-    output = runner.run("tune", path)
+    output = runner.run(
+        "tune", "--resume", "killed-sweep", "--storage", str(runner.folder / "store")
+    )
     names = [f"killed-sweep-{i:03d}-seed-{seed}" for seed in (0, 1) for i in (0, 1)]
     records = [runner.record(name) for name in names]
     assert [r.status for r in records] == ["FINISHED"] * 4, output
@@ -329,6 +331,13 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     alone, trial = runner.checkpoint("alone-again"), runner.checkpoint(names[3])
     for name, tensor in alone.tensors["generator"].items():
         assert tensor.equal(trial.tensors["generator"][name]), name
+
+    error = runner.run(
+        "tune", "--resume", "nobody", "--storage", str(runner.folder / "store"), code=2
+    )
+    assert error.startswith("error: --resume nobody")
+    assert "killed-sweep" in error
+    assert runner.run("tune", code=2).startswith("error: tune: give")
 
     other = write(runner, "killed-sweep", document({"optim.lr_g": {"grid": [0.5]}}))
     error = runner.run("tune", other, code=2).strip().splitlines()[-1]

@@ -78,18 +78,23 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def tune(
-    sweep: Annotated[Path, typer.Argument(help="A sweep's YAML, such as tune_configs/smoke.yaml.")],
+    sweep: Annotated[
+        Path | None, typer.Argument(help="A sweep's YAML, such as tune_configs/smoke.yaml.")
+    ] = None,
     overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option(help="The name of a sweep to go on with, instead of its file.")
+    ] = None,
+    storage: StorageUri = HOME,
+    endpoint: Endpoint = None,
 ) -> None:
-    """Run a sweep's trials on the Ray cluster; the same command again goes on with it."""
-    from t2i_ray.cli.commit import git_commit
-    from t2i_ray.config import load_sweep
+    """Run a sweep's trials on the Ray cluster; the same command again goes on with it.
 
-    loaded = load_sweep(sweep, overrides)
-    from t2i_ray import sweep as sweeps
+    --storage and --endpoint say where --resume looks; a file says that itself.
+    """
+    from t2i_ray.cli.commands import start_sweep
 
-    commit, diff = git_commit()
-    raise typer.Exit(sweeps.tune(loaded, commit=commit, diff=diff))
+    raise typer.Exit(start_sweep(sweep, overrides or [], resume, storage, endpoint))
 
 
 @app.command()

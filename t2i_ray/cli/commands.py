@@ -34,6 +34,26 @@ def existing_run(store: Store, name: str) -> RunRecord:
     return record
 
 
+def start_sweep(
+    file: Path | None, overrides: list[str], resume: str | None, storage: str, endpoint: str | None
+) -> int:
+    """Run a sweep by its file, or go on with one by its name; the exit code."""
+    from t2i_ray import sweep as sweeps
+    from t2i_ray.cli.commit import git_commit
+    from t2i_ray.config import load_sweep, parse_sweep, with_overrides
+
+    if resume:
+        changes = [*([str(file)] if file else []), *overrides]
+        document = sweeps.stored(opened(storage, endpoint), resume)
+        loaded = parse_sweep(with_overrides(document, changes))
+    elif file:
+        loaded = load_sweep(file, overrides)
+    else:
+        raise UserError("tune: give a sweep's YAML, or --resume NAME")
+    commit, diff = git_commit()
+    return sweeps.tune(loaded, commit=commit, diff=diff)
+
+
 def prepare_source(kind: str, settings: list[str], storage: str, endpoint: str | None) -> None:
     """Prepare a source in this process and say where it lies."""
     from t2i_ray.data import open_prepared, prepare

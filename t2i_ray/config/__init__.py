@@ -1,7 +1,14 @@
 """What a run is: typed sections, one YAML per run, dotted overrides, and the run's identity."""
 
 from t2i_ray.config.identity import flatten, identity_hash, identity_of
-from t2i_ray.config.reading import UserError, json_schema, load_config, parse_config, validate
+from t2i_ray.config.reading import (
+    UserError,
+    json_schema,
+    load_config,
+    parse_config,
+    validate,
+    with_overrides,
+)
 from t2i_ray.config.sections import (
     BiGRU,
     Config,
@@ -47,5 +54,6 @@ __all__ = [
     "parse_config",
     "parse_sweep",
     "validate",
+    "with_overrides",
     "with_values",
 ]

@@ -36,7 +36,12 @@ def read_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str,
         raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UserError(f"config {path}: must be a mapping of sections, such as name: and train:")
-    for override in overrides or []:
+    return with_overrides(document, overrides or [])
+
+
+def with_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The same mapping with ``key.sub=value`` applied (values are YAML). Raises UserError."""
+    for override in overrides:
         _apply(document, override)
     return document
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from t2i_ray import tracking
 from t2i_ray.config import Sweep, UserError, identity_of
@@ -66,6 +67,19 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     return 0 if answer.best else 1
 
 
+def stored(store: Store, name: str) -> dict[str, Any]:
+    """The YAML of a sweep that was started before, as a mapping. Raises UserError."""
+    try:
+        document: dict[str, Any] = json.loads(store.read(f"sweeps/{name}/config.json"))
+    except MissingKey:
+        known = sorted({key.split("/")[1] for key in store.list("sweeps")})
+        raise UserError(
+            f"--resume {name}: no sweep of this name in {store.uri}; "
+            f"there {'is none' if not known else 'are ' + ', '.join(known)}"
+        ) from None
+    return document
+
+
 def _plan(store: Store, sweep: Sweep, make: Tasks) -> Plan:
     """The trials in their order, and what depends on what."""
     search = sweep.search
@@ -113,6 +127,8 @@ def _remember(store: Store, sweep: Sweep) -> str:
             f"name={sweep.name!r}: a sweep of this name exists with another "
             f"{' and '.join(different)}; take another name, or the old values"
         )
+    whole = {**sweep.run.model_dump(mode="json"), **sweep.model_dump(mode="json", exclude={"run"})}
+    store.write(f"sweeps/{sweep.name}/config.json", json.dumps(whole, indent=1).encode())
     return f"sweep-{sweep.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
