@@ -84,10 +84,43 @@ def strip(images: np.ndarray, labels: Sequence[str] | None = None) -> bytes:
     return _png(canvas)
 
 
+def side_by_side(grids: Mapping[str, bytes], image_size: int, columns: int) -> bytes:
+    """Sample grids of the same captions next to one another, the captions once; PNG.
+
+    Args:
+        grids: title -> a PNG of `sample_grid`.
+        image_size: of the pictures in them before they were enlarged.
+        columns: how many pictures to show of each row, at most.
+
+    Raises:
+        ValueError: the grids differ in their captions or their size.
+    """
+    pictures = [Image.open(io.BytesIO(png)).convert("RGB") for png in grids.values()]
+    left, edge = MARGIN + CAPTION_WIDTH + MARGIN, image_size * _factor(image_size)
+    captions = [np.asarray(picture)[:, :left] for picture in pictures]
+    if any(not np.array_equal(captions[0], other) for other in captions):
+        raise ValueError("the grids do not show the same captions")
+    columns = min(columns, *((p.width - left - MARGIN + GAP) // (edge + GAP) for p in pictures), 99)
+    span, height = columns * (edge + GAP) - GAP, pictures[0].height
+    canvas = Image.new("RGB", (left + len(pictures) * (span + MARGIN), height + LINE), "white")
+    pen, font = ImageDraw.Draw(canvas), _font()
+    canvas.paste(pictures[0].crop((0, 0, left, height)), (0, LINE))
+    for i, (title, picture) in enumerate(zip(grids, pictures, strict=True)):
+        x = left + i * (span + MARGIN)
+        canvas.paste(picture.crop((left, 0, left + span, height)), (x, LINE))
+        pen.text((x, MARGIN - 4), "".join(_wrap(title, font, span, 1)), INK, font)
+    return _png(canvas)
+
+
 def _enlarge(images: np.ndarray) -> np.ndarray:
     """Each pixel as a square: uint8 [n, S, S, 3] to [n, kS, kS, 3]."""
-    factor = max(1, -(-SHOWN // images.shape[1]))
+    factor = _factor(images.shape[1])
     return np.asarray(images, np.uint8).repeat(factor, 1).repeat(factor, 2)
+
+
+def _factor(size: int) -> int:
+    """By how much pictures of this size are enlarged."""
+    return max(1, -(-SHOWN // size))
 
 
 def _font() -> ImageFont.FreeTypeFont:

@@ -15,6 +15,7 @@ ROOMS = [
     "sweep",
     "launch",
     "train",
+    "compare",
     "evaluate",
     "report",
     "tracking",
@@ -34,7 +35,9 @@ ONLY_IN = {
     "mlflow": {"tracking"},
     "transformers": {"encoders"},
     "boto3": {"storage"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "compare"},
+    "jinja2": {"compare"},
+    "scipy": {"compare"},
     "typer": {"cli"},
 }
 

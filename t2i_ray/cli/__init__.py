@@ -164,6 +164,32 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    names: Annotated[
+        list[str], typer.Argument(help="Experiments, sweeps, runs, or runs' ids, in MLflow.")
+    ],
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What ranks: a measure. None: the sweep's, else val/agreement/mean."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="The report as one HTML file.")] = None,
+    md: Annotated[Path | None, typer.Option(help="The report in Markdown.")] = None,
+    log: Annotated[
+        bool, typer.Option(help="Whether to log the report on the sweep's run in MLflow.")
+    ] = True,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow; none: MLFLOW_TRACKING_URI, else the storage's own.")
+    ] = None,
+    storage: StorageUri = HOME,
+    endpoint: Endpoint = None,
+) -> None:
+    """Say which setting did best, by how much, and for which compute."""
+    from t2i_ray.cli.commands import compare_runs
+
+    compare_runs(names, metric, html, md, log, tracking_uri, storage, endpoint)
+
+
+@app.command()
 def sync(
     names: Annotated[list[str] | None, typer.Argument(help="Runs; none: all.")] = None,
     tracking_uri: Annotated[

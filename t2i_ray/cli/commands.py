@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from t2i_ray.config import Data, Storage, UserError, validate
 from t2i_ray.runs import RunRecord, is_lost, list_runs, read_progress, read_run
@@ -213,3 +214,44 @@ def measure(run: str, split: str, count: int, storage: str, endpoint: str | None
         raise UserError(f"--split {split}: use val or test")
     store = opened(storage, endpoint)
     print(evaluate_run(store, existing_run(store, run), split, count))
+
+
+# ----------------------------------------------------------------------------- comparison
+
+
+def compare_runs(
+    names: Sequence[str],
+    metric: str | None,
+    html: Path | None,
+    md: Path | None,
+    log: bool,
+    tracking_uri: str | None,
+    storage: str,
+    endpoint: str | None,
+) -> None:
+    """Print the table of settings and the answer; write the report, and log it on the sweep."""
+    from t2i_ray.compare import compare, log_to_parent
+    from t2i_ray.compare.publish import write_files
+    from t2i_ray.compare.sections import table_of
+    from t2i_ray.config import Tracking
+    from t2i_ray.tracking import locate
+
+    place = Storage(uri=storage, endpoint=endpoint)
+    comparison = compare(names, locate(Tracking(uri=tracking_uri), place).uri, metric)
+    content = table_of(comparison.rows)
+    table = Table(title=Text(comparison.metric_of(comparison.stage)))
+    for i, column in enumerate(content.columns):
+        justify: Literal["left", "right"] = "left" if i < content.labels else "right"
+        table.add_column(column, overflow="fold", justify=justify)
+    for row in content.rows:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if content.rows:
+        console.print(table)
+    console.print(Text(comparison.headline))
+    for warning in comparison.warnings:
+        console.print(Text(f"- {warning}"))
+    for path in write_files(comparison, html, md):
+        console.print(Text(f"wrote {path}"))
+    if log and log_to_parent(comparison):
+        console.print(Text(f"logged as compare/report.html on {comparison.sweeps[0].name}"))

@@ -1,6 +1,6 @@
 """What a run is: typed sections, one YAML per run, dotted overrides, and the run's identity."""
 
-from t2i_ray.config.identity import flatten, identity_hash, identity_of
+from t2i_ray.config.identity import flatten, identity_hash, identity_of, operational_names
 from t2i_ray.config.reading import (
     UserError,
     json_schema,
@@ -51,6 +51,7 @@ __all__ = [
     "json_schema",
     "load_config",
     "load_sweep",
+    "operational_names",
     "parse_config",
     "parse_sweep",
     "validate",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 from t2i_ray.config.sections import Config, Section
 
@@ -41,3 +42,27 @@ def identity_hash(config: Config, data_digest: str) -> str:
     """Twelve hex digits naming what the curve depends on: identity fields and the data."""
     document = {**identity_of(config), "data.digest": data_digest}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def operational_names(section: type[Section] = Config, prefix: str = "") -> set[str]:
+    """Dotted names of all operational fields, whichever kind of encoder or source is chosen."""
+    names: set[str] = set()
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        within = list(_sections_in(field.annotation))
+        if isinstance(extra, dict) and extra.get("identity") is False and not within:
+            names.add(f"{prefix}{name}")
+        for inner in within:
+            if isinstance(extra, dict) and extra.get("identity") is False:
+                names |= {f"{prefix}{name}.{leaf}" for leaf in inner.model_fields}
+            else:
+                names |= operational_names(inner, f"{prefix}{name}.")
+    return names
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that an annotation allows, within unions and Annotated."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections_in(argument)

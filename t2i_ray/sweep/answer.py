@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from t2i_ray.compare import statistics
 from t2i_ray.config import Sweep
 from t2i_ray.runs import PRUNED, STEP, Scores, read_run, run_store
 from t2i_ray.storage import MissingKey, Store
@@ -37,14 +37,12 @@ class Row:
     @property
     def mean(self) -> float | None:
         """Over seeds; None if no trial finished."""
-        return statistics.fmean(self.scores) if self.scores else None
+        return statistics.mean(self.scores)
 
     @property
     def error(self) -> float | None:
         """Standard error of the mean; None with fewer than two seeds."""
-        if len(self.scores) < 2:
-            return None
-        return statistics.stdev(self.scores) / math.sqrt(len(self.scores))
+        return statistics.standard_error(self.scores)
 
     def cells(self) -> list[str]:
         """As text, in the order of COLUMNS."""
@@ -188,7 +186,7 @@ def _part(store: Store, sweep: Sweep, stage: Stage, trials: list[Trial]) -> Part
         rows[setting], last = _row(store, setting, names, metric, stage)
         if stage == "search":
             costs[setting] = [
-                statistics.fmean(row[name] for row in last) if last else math.nan
+                sum(row[name] for row in last) / len(last) if last else math.nan
                 for name in search.also
             ]
     sign = -1 if search.mode == "max" else 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from t2i_ray import tracking
+from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import StopOnSignal, connect, with_absolute_paths
 from t2i_ray.runs import now, read_run, write_run
@@ -62,6 +63,8 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     tags = {**answer.tags(), "t2i_ray.embeddings": make.summary()}
     parent.finish(status, tags, {"answer.md": answer.markdown()})
     print(answer.text(), flush=True)
+    if destination and parent.run_id and answer.best:
+        _report(sweep.name, destination.uri, parent.run_id)
     if stop.number:
         return 128 + stop.number
     return 0 if answer.best else 1
@@ -78,6 +81,13 @@ def stored(store: Store, name: str) -> dict[str, Any]:
             f"there {'is none' if not known else 'are ' + ', '.join(known)}"
         ) from None
     return document
+
+
+def _report(name: str, tracking_uri: str, run_id: str) -> None:
+    """Compare the trials as MLflow has them, and leave the report there."""
+    comparison = report_sweep(tracking_uri, run_id)
+    if comparison:
+        print(f"{comparison.headline}\n{name}: compare/report.html is with the run in MLflow")
 
 
 def _plan(store: Store, sweep: Sweep, make: Tasks) -> Plan:

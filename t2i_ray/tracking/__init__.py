@@ -1,22 +1,34 @@
 """MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
 
 from t2i_ray.tracking.about import About, Dataset, describe
+from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import Parent, of_sweep
-from t2i_ray.tracking.server import Destination, Status, announce, find_runs, resolve, set_status
+from t2i_ray.tracking.server import (
+    Destination,
+    Status,
+    announce,
+    find_runs,
+    locate,
+    resolve,
+    set_status,
+)
 from t2i_ray.tracking.tracker import Tracker, sync
 
 __all__ = [
     "About",
     "Dataset",
     "Destination",
+    "History",
     "Parent",
+    "PastRun",
     "Status",
     "Tracker",
     "announce",
     "describe",
     "download_model",
     "find_runs",
+    "locate",
     "log_model",
     "of_sweep",
     "resolve",

@@ -40,13 +40,14 @@ class Parent:
         self._destination = destination
         self._about = about
         self.tags: dict[str, str] = {}  # which make a run its child
+        self.run_id: str | None = None
         self.address: str | None = None
         if destination is None:
             return
         found = persist(destination, self._open, 10, f"{about.name} is not shown in MLflow yet")
         if found:
-            run_id, self.address = found
-            self.tags = {PARENT_TAG: run_id}
+            self.run_id, self.address = found
+            self.tags = {PARENT_TAG: self.run_id}
 
     def _open(self, client: MlflowClient, where: Destination) -> tuple[str, str]:
         from mlflow.entities import Param, RunTag
