@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from runner import TINY, Runner, until
+from runner import TINY, Runner, finish, until
 
 from t2i_ray.config import Sweep, UserError, load_sweep, parse_sweep
 from t2i_ray.runs import RunRecord, Scores, read_run, write_run
@@ -289,8 +290,9 @@ def write(runner: Runner, name: str, text: dict[str, Any]) -> str:
 
 
 def test_a_sweep_survives_its_driver(runner: Runner) -> None:
-    """SIGKILL in the middle: what had finished is not run again, and MLflow has each trial once."""
+    """SIGKILL, then SIGTERM: what had finished is not run again; MLflow has each trial once."""
     text = document(RATES, seeds=[0, 1], concurrent=1)
+    text["train"]["steps"] = 160
     path = write(runner, "killed-sweep", text)
     process = runner.start("tune", path)
     record = runner.folder / "store/runs/killed-sweep-000-seed-0/run.json"
@@ -298,9 +300,18 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     process.kill()
     process.communicate()
 
-    output = runner.run(
-        "tune", "--resume", "killed-sweep", "--storage", str(runner.folder / "store")
-    )
+    process = runner.start("tune", path)
+    third = runner.folder / "store/runs/killed-sweep-000-seed-1"
+    until(lambda: (third / "scores.json").exists())
+    process.terminate()
+    finish(process, 128 + signal.SIGTERM)
+    stopped = runner.record(third.name)
+    assert (stopped.status, stopped.reason) == ("KILLED", "the sweep was stopped")
+    assert stopped.step > 0
+    assert runner.mlflow_run(third.name).info.status == "KILLED"
+
+    store = str(runner.folder / "store")
+    output = runner.run("tune", "--resume", "killed-sweep", "--storage", store)
     names = [f"killed-sweep-{i:03d}-seed-{seed}" for seed in (0, 1) for i in (0, 1)]
     records = [runner.record(name) for name in names]
     assert [r.status for r in records] == ["FINISHED"] * 4, output
@@ -316,7 +327,7 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     answer = json.loads((runner.folder / "store/sweeps/killed-sweep/answer.json").read_text())
     for row in answer["parts"][0]["rows"]:
         last = [
-            dict(runner.curves(name)["val/agreement/mean"])[60]
+            dict(runner.curves(name)["val/agreement/mean"])[160]
             for name, trial in zip(names, trials(parse_sweep(text)), strict=True)
             if trial.setting.label == row["setting"]
         ]
@@ -325,16 +336,13 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     assert parent.data.tags["t2i_ray.best"] == answer["parts"][0]["rows"][0]["setting"]
 
     # A trial is the run that it would be by itself.
-    runner.train_without_ray(
-        "alone-again", names[3], "seed=1", "optim.lr_g=0.0001", "tracking.enabled=false"
-    )
+    overrides = ["seed=1", "optim.lr_g=0.0001", "train.steps=160", "tracking.enabled=false"]
+    runner.train_without_ray("alone-again", names[3], *overrides)
     alone, trial = runner.checkpoint("alone-again"), runner.checkpoint(names[3])
     for name, tensor in alone.tensors["generator"].items():
         assert tensor.equal(trial.tensors["generator"][name]), name
 
-    error = runner.run(
-        "tune", "--resume", "nobody", "--storage", str(runner.folder / "store"), code=2
-    )
+    error = runner.run("tune", "--resume", "nobody", "--storage", store, code=2)
     assert error.startswith("error: --resume nobody")
     assert "killed-sweep" in error
     assert runner.run("tune", code=2).startswith("error: tune: give")

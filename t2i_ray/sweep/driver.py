@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,13 +12,13 @@ from t2i_ray import tracking
 from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import StopOnSignal, connect, with_absolute_paths
-from t2i_ray.runs import now, read_run, write_run
+from t2i_ray.runs import now, read_run, request_stop, write_run
 from t2i_ray.storage import MissingKey, Store, check_writable, open_store
 from t2i_ray.sweep.answer import collect, winners
 from t2i_ray.sweep.plan import Listed, Plan, Staged
 from t2i_ray.sweep.population import Population
 from t2i_ray.sweep.space import settings, trials
-from t2i_ray.sweep.tasks import Task, Tasks
+from t2i_ray.sweep.tasks import STOPPED, Task, Tasks, stop_key
 from t2i_ray.sweep.tpe import Tpe
 
 
@@ -54,8 +55,23 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     )
     if parent.address:
         print(f"{sweep.name}: MLflow at {parent.address}", flush=True)
-    with StopOnSignal(sweep.name, "stopping; the same command goes on") as stop:
-        reasons = run_plan(sweep, plan, stop)
+    place = stop_key(sweep)
+    store.delete(place)
+    stopping = threading.Event()
+
+    def ask() -> None:
+        """The trials are to know that it is not the scheduler who stops them."""
+        try:
+            store.write(place, now().encode())
+            for task in plan.tasks:
+                record = read_run(store, task.name)
+                if record and record.status == "RUNNING":
+                    request_stop(store, task.name)
+        finally:
+            stopping.set()
+
+    with StopOnSignal(sweep.name, "stopping; the same command goes on", ask) as stop:
+        reasons = run_plan(sweep, plan, stopping)
     _release(store, plan.tasks, reasons)
     answer = collect(store, sweep, [task.trial for task in plan.tasks])
     store.write(f"sweeps/{sweep.name}/answer.json", json.dumps(answer.to_json(), indent=1).encode())
@@ -151,7 +167,7 @@ def _release(store: Store, tasks: Iterable[Task], reasons: Mapping[str, str]) ->
         if reason := reasons.get(record.name):
             record.status, record.reason = "FAILED", reason
         else:
-            record.status, record.reason = "KILLED", "the sweep was stopped"
+            record.status, record.reason = "KILLED", STOPPED
         record.attempts[-1].ended = now()
         write_run(store, record)
         destination = tracking.resolve(task.trial.config)

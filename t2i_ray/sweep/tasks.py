@@ -29,6 +29,14 @@ class Task:
         return self.trial.name
 
 
+STOPPED = "the sweep was stopped"  # why a run was
+
+
+def stop_key(sweep: Sweep) -> str:
+    """What is on storage while a sweep is being stopped."""
+    return f"sweeps/{sweep.name}/stop"
+
+
 Make = Callable[..., Task]  # from a trial, and what else its process is to be given
 
 
@@ -73,6 +81,7 @@ class Tasks:
                 "encoder": encoder,
                 "commit": self._commit,
                 "since": self._since,
+                "stop": stop_key(self._sweep),
                 # The search's scheduler has no say in the second stage.
                 "metric": self._sweep.search.metric if trial.stage == "search" else None,
                 "test": confirm.samples if confirm and trial.stage == "confirm" else 0,

@@ -26,6 +26,7 @@ from t2i_ray.runs import (
     write_run,
 )
 from t2i_ray.storage import Store, open_store
+from t2i_ray.sweep.tasks import STOPPED
 from t2i_ray.train import Job, Worker, train
 
 LAST_WORDS = 60  # seconds that a stopped trial may take to leave storage and MLflow in order
@@ -54,7 +55,7 @@ def run_trial(config: dict[str, Any]) -> None:
         told.tell()
         outcome = _train(store, run, task, told)
     except SystemExit:  # in a report: the scheduler has had enough of this trial
-        reason = f"{PRUNED} {told.step}"
+        reason = STOPPED if store.exists(task["stop"]) else f"{PRUNED} {told.step}"
         outcome = {"status": "KILLED", "reason": reason, "step": told.step}
         settle(store, settings, run.record, outcome, alone=False)
         raise
@@ -62,10 +63,13 @@ def run_trial(config: dict[str, Any]) -> None:
         run.record.step = outcome["step"]
         write_run(store, run.record)
         return
+    if outcome["status"] == "KILLED":  # on request
+        outcome["reason"] = STOPPED
     settle(store, settings, run.record, outcome, alone=False)
-    if outcome["status"] != "FINISHED":
+    if outcome["status"] == "FAILED":
         raise RuntimeError(outcome.get("reason"))
-    _test(store, run.record, task["test"])
+    if outcome["status"] == "FINISHED":
+        _test(store, run.record, task["test"])
 
 
 def has_ended(record: RunRecord) -> bool:

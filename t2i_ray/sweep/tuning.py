@@ -14,7 +14,6 @@ from typing import Any
 import ray
 
 from t2i_ray.config import Sweep, UserError
-from t2i_ray.launch import StopOnSignal
 from t2i_ray.runs import STEP
 from t2i_ray.sweep.plan import Plan
 from t2i_ray.sweep.tasks import Task
@@ -34,8 +33,8 @@ from t2i_ray.sweep.progress import Progress
 from t2i_ray.sweep.trial import Trainable
 
 
-def run_plan(sweep: Sweep, plan: Plan, stop: StopOnSignal) -> dict[str, str]:
-    """Run a plan to its end, or until a signal came; why trials failed, by name."""
+def run_plan(sweep: Sweep, plan: Plan, stop: threading.Event) -> dict[str, str]:
+    """Run a plan to its end, or until it is to stop; why trials failed, by name."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     progress = Progress(sweep, plan)
     cluster = sweep.run.cluster
@@ -126,7 +125,7 @@ def _scheduler(sweep: Sweep) -> Any:
 class _Supply(Searcher):  # type: ignore[misc] # no stubs
     """A plan as Tune wants to be given it."""
 
-    def __init__(self, plan: Plan, stop: StopOnSignal) -> None:
+    def __init__(self, plan: Plan, stop: threading.Event) -> None:
         super().__init__()
         self._plan = plan
         self._stop = stop
@@ -137,7 +136,7 @@ class _Supply(Searcher):  # type: ignore[misc] # no stubs
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        if self._plan.done or self._stop.number:
+        if self._plan.done or self._stop.is_set():
             return Searcher.FINISHED
         task = self._plan.next()
         if task is None:
@@ -163,11 +162,14 @@ class _Supply(Searcher):  # type: ignore[misc] # no stubs
 class _Stopper(tune.Stopper):  # type: ignore[misc] # no stubs
     """Ends all trials after a signal."""
 
-    def __init__(self, stop: StopOnSignal) -> None:
+    def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
 
     def stop_all(self) -> bool:
-        return self._stop.number > 0
+        return self._stop.is_set()
