@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from t2i_ray import report
+from t2i_ray.cli import main
 from t2i_ray.compare import Comparison, compare, figures, log_to_parent, report_sweep
 from t2i_ray.compare.page import text
 from t2i_ray.compare.publish import write_files
@@ -30,6 +29,7 @@ from t2i_ray.compare.statistics import (
     standard_error,
     t_interval,
 )
+from t2i_ray.compare.style import LIGHT
 from t2i_ray.config import UserError, flatten, operational_names, parse_config
 from t2i_ray.config.identity import identity_of
 
@@ -56,6 +56,7 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
     past.run("slow $x", params=params | {"optim.lr_g": "0.1", "storage.uri": "/b"}, curves=False)
     frozen = {"encoder.kind": "huggingface", "encoder.model": "xlnet/xlnet-base-cased"}
     past.run("frozen", params=params | frozen | {"optim.lr_g": "0.2"})
+    past.run("someone else's", scores={"accuracy": 1.0})
     past.run("twin", params=params)
     past.run("twin", params=params)
     return past
@@ -198,6 +199,7 @@ def test_one_run_and_none(past: Past) -> None:
     )  # the experiment: several sweeps and plain runs
     settings = {row.setting for row in whole.search}
     assert "rates: encoder=bigru, lr_g=0.2" in settings  # not mixed with another sweep's
+    assert "someone else's" not in {run.name for run in whole.runs}
 
 
 def test_operational_fields_make_no_setting() -> None:
@@ -296,7 +298,7 @@ def test_pictures(confirmed: Comparison) -> None:
     assert sorted(pictures) == [f"{name}.png" for name in names]
     for png in pictures.values():
         assert Image.open(io.BytesIO(png)).width > 400
-    assert figures.cost(confirmed, figures.LIGHT) == pictures["cost.png"]
+    assert figures.cost(confirmed, LIGHT) == pictures["cost.png"]
     assert (confirmed.grids.seed, confirmed.grids.step) == (100, 8)
     assert {section.picture for section in sections(confirmed)} - {None} == set(pictures)
 
@@ -333,6 +335,21 @@ def test_grids_that_do_not_compare_are_left_out(past: Past) -> None:
     assert "No seed has a sample grid of every contender" in found.markdown()
 
 
+def test_learning_rates_of_one_encoder(past: Past) -> None:
+    """Two rates make a map of both; many values make points."""
+    past.sweep("both")
+    for i, (one, two) in enumerate([(0.1, 0.1), (0.1, 0.2), (0.2, 0.1), (0.2, 0.2)]):
+        past.trial("both", {"optim.lr_g": one, "optim.lr_d": two}, 0, 0.5 + i / 100)
+    past.sweep("many")
+    for i in range(figures.CELLS + 1):
+        past.trial("many", {"optim.lr_g": 0.001 * 1.5**i}, 0, 0.6 - 0.01 * (i - 5) ** 2)
+    for name in ("both", "many"):
+        found = compare([name], past.uri)
+        assert "Mean val/agreement/mean in the search." in found.markdown()
+        assert Image.open(io.BytesIO(found.pictures()["learning_rates.png"])).height > 300
+        assert len(found.contenders) == min(6, len(found.rows))
+
+
 def test_files_are_written_whole_and_logged(confirmed: Comparison, tmp_path: Path) -> None:
     written = write_files(confirmed, tmp_path / "new/out.html", tmp_path / "out.md")
     assert [path.exists() for path in written] == [True, True]
@@ -352,41 +369,31 @@ def test_files_are_written_whole_and_logged(confirmed: Comparison, tmp_path: Pat
 # ---------------------------------------------------------------------------- commands
 
 
-def t2i(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-m", "t2i_ray", "compare", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(cwd),
-            "COLUMNS": "160",
-            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-        },
-    )
+def test_the_command(
+    past: Past, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    page = str(tmp_path / "r.html")
+    command = ["t2i-ray", "compare", "rates", "--storage", str(past.artifacts)]
+    monkeypatch.setattr(sys, "argv", [*command, "--metric", "val/agreement/mean", "--html", page])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    for part in ("val/agreement/mean", "lr_g=0.2", "unfinished", "No difference", "Few seeds"):
+        assert part in printed.out
+    assert "logged as compare/report.html on rates" in printed.out
+    assert "lr_g=0.1" in Path(page).read_text()
 
-
-def test_the_command(past: Past, tmp_path: Path) -> None:
-    place = ["--storage", str(past.artifacts)]
-    done = t2i("rates", *place, "--html", "r.html", "--metric", "val/agreement/mean", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    for part in (
-        "val/agreement/mean",
-        "lr_g=0.2",
-        "unfinished",
-        "No difference",
-        "Few seeds",
-    ):
-        assert part in done.stdout
-    assert "logged as compare/report.html on rates" in done.stdout
-    assert "lr_g=0.1" in (tmp_path / "r.html").read_text()
-
-    done = t2i("rates", *place, "--metric", "g_loss", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: metric=g_loss: a loss")
-    assert len(done.stderr.splitlines()) == 1
+    monkeypatch.setattr(sys, "argv", [*command, "--metric", "g_loss"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: metric=g_loss: a loss")
+    assert len(printed.err.splitlines()) == 1
 
 
 def test_a_server_is_read_like_a_database(mlflow_server: MlflowServer, tmp_path: Path) -> None:

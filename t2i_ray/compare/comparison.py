@@ -144,13 +144,15 @@ class Comparison:
 
     @cached_property
     def _light(self) -> dict[str, bytes]:
-        from t2i_ray.compare.figures import LIGHT, draw_all
+        from t2i_ray.compare.figures import draw_all
+        from t2i_ray.compare.style import LIGHT
 
         return draw_all(self, LIGHT)
 
     @cached_property
     def _dark(self) -> dict[str, bytes]:
-        from t2i_ray.compare.figures import DARK, draw_all
+        from t2i_ray.compare.figures import draw_all
+        from t2i_ray.compare.style import DARK
 
         return draw_all(self, DARK)
 

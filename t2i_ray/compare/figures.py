@@ -6,50 +6,32 @@ shown as they are, never read as mathematics.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from t2i_ray import report
 from t2i_ray.compare import notes, statistics
 from t2i_ray.compare.settings import Row
+from t2i_ray.compare.style import (
+    LIGHT,
+    Theme,
+    colours_of,
+    empty_figure,
+    finish,
+    png_of,
+    shown,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from t2i_ray.compare.comparison import Comparison
 
 ROWS = 24  # settings in one figure
 CELLS = 10  # learning rates in one heat map; more are points
 TILES = 9  # sample pictures in a row, of all contenders together
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours: of the page, of text, of lines that only help, and one a contender."""
-
-    ground: str
-    ink: str
-    faint: str
-    colours: tuple[str, ...]  # Okabe and Ito's, which colour-blind readers can tell apart
-
-
-LIGHT = Theme(
-    "#ffffff",
-    "#22262e",
-    "#8a8f99",
-    (report.BLUE, report.ORANGE, report.GREEN, "#CC79A7", "#E69F00", "#56B4E9"),
-)
-DARK = Theme(
-    "#1b1e24",
-    "#e4e6ea",
-    "#8a8f99",
-    ("#56B4E9", "#E8833A", "#2DC39A", "#DD9CC0", "#F0C24B", "#8AA2E8"),
-)
 
 
 def draw_all(comparison: Comparison, theme: Theme) -> dict[str, bytes]:
@@ -75,9 +57,9 @@ def scores(comparison: Comparison, theme: Theme) -> bytes | None:
     rows = [row for row in comparison.rows if row.scores][:ROWS]
     if not rows:
         return None
-    figure = _figure(8.6, 1.1 + 0.42 * len(rows), theme)
+    figure = empty_figure(8.6, 1.1 + 0.42 * len(rows), theme)
     axes = figure.subplots()
-    colour_of = _colours(comparison, theme)
+    colour_of = colours_of(comparison, theme)
     for y, row in enumerate(rows):
         colour, values = colour_of(row), list(row.scores.values())
         axes.plot(values, [y - 0.24] * len(values), "o", color=colour, alpha=0.6, ms=5, mew=0)
@@ -86,12 +68,12 @@ def scores(comparison: Comparison, theme: Theme) -> bytes | None:
         axes.plot(
             [row.mean or 0.0], [y], "D", color=colour, ms=7, mec=theme.ground, mew=1.2, zorder=4
         )
-    axes.set_yticks(range(len(rows)), [_shown(row.setting, 52) for row in rows])
+    axes.set_yticks(range(len(rows)), [shown(row.setting, 52) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     better = "larger" if comparison.larger else "smaller"
     axes.set_xlabel(f"{rows[0].metric} ({better} is better)")
-    _finish(axes, theme, grid="x")
-    return _png(figure)
+    finish(axes, theme, grid="x")
+    return png_of(figure)
 
 
 def learning_rates(comparison: Comparison, theme: Theme) -> bytes | None:
@@ -109,22 +91,22 @@ def learning_rates(comparison: Comparison, theme: Theme) -> bytes | None:
         (*rates, other) = rates
         lines = [f"{other} = {row.values.get(other, '–')}" for row in rows]
     count = len(set(lines))
-    figure = _figure(8.6, (1.2 + 0.62 * count if few else 3.4) * len(rates), theme)
+    figure = empty_figure(8.6, (1.2 + 0.62 * count if few else 3.4) * len(rates), theme)
     for axes, rate in zip(np.atleast_1d(figure.subplots(len(rates), 1)), rates, strict=True):
         if few:
             _heat_map(axes, comparison.larger, rows, lines, rate, theme)
         else:
             _points(axes, comparison, rows, rate, theme)
         axes.set_xlabel(rate)
-    return _png(figure)
+    return png_of(figure)
 
 
 def cost(comparison: Comparison, theme: Theme) -> bytes | None:
     """Mean score against mean seconds of training, the Pareto front marked; a panel a stage."""
-    stages = [rows for rows in (comparison.search, comparison.confirmed) if costed(rows)]
+    stages = [rows for rows in (comparison.search, comparison.confirmed) if len(costed(rows)) > 1]
     if not stages:
         return None
-    figure = _figure(8.6 if len(stages) == 1 else 10, 3.6, theme)
+    figure = empty_figure(8.6 if len(stages) == 1 else 10, 3.6, theme)
     for axes, rows in zip(np.atleast_1d(figure.subplots(1, len(stages))), stages, strict=True):
         known = costed(rows)
         seconds = [row.seconds[1] for row in known if row.seconds]
@@ -139,8 +121,8 @@ def cost(comparison: Comparison, theme: Theme) -> bytes | None:
         axes.set_xlabel(f"{unit}-seconds of training")
         axes.set_ylabel(rows[0].metric)
         axes.margins(0.12)
-        _finish(axes, theme, legend=axes is figure.axes[-1])
-    return _png(figure)
+        finish(axes, theme, legend=axes is figure.axes[-1])
+    return png_of(figure)
 
 
 def progress(comparison: Comparison, theme: Theme) -> bytes | None:
@@ -148,18 +130,18 @@ def progress(comparison: Comparison, theme: Theme) -> bytes | None:
     curves = {name: found for name, found in comparison.progress.items() if found}
     if not any(len(curve) > 1 for found in curves.values() for curve in found):
         return None
-    figure = _figure(8.6, 3.6, theme)
+    figure = empty_figure(8.6, 3.6, theme)
     axes = figure.subplots()
-    colour_of = _colours(comparison, theme)
+    colour_of = colours_of(comparison, theme)
     for name, found in curves.items():
         colour = colour_of(comparison.contenders[name])
         for curve in found:
             axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.3, lw=0.9)
         steps, values = mean_curve(found)
-        axes.plot(steps, values, "o-", color=colour, lw=2, ms=3.5, label=_shown(name, 34))
+        axes.plot(steps, values, "o-", color=colour, lw=2, ms=3.5, label=shown(name, 34))
     axes.set(xlabel="step", ylabel=f"val/{comparison.metric.partition('/')[2]}")
-    _finish(axes, theme, legend=True)
-    return _png(figure)
+    finish(axes, theme, legend=True)
+    return png_of(figure)
 
 
 def losses(comparison: Comparison, theme: Theme) -> bytes | None:
@@ -169,9 +151,9 @@ def losses(comparison: Comparison, theme: Theme) -> bytes | None:
         return None
     columns = min(3, len(every))
     lines = -(-len(every) // columns)
-    figure = _figure(8.6 if columns < 3 else 9.6, 2.5 * lines + 0.5, theme)
+    figure = empty_figure(8.6 if columns < 3 else 9.6, 2.5 * lines + 0.5, theme)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    top, colour_of = 0.0, _colours(comparison, theme)
+    top, colour_of = 0.0, colours_of(comparison, theme)
     for axes, (name, found) in zip(grid.flat, every.items(), strict=False):
         colour = colour_of(comparison.contenders[name])
         for label, key, style in (("generator", "g_loss", "-"), ("discriminator", "d_loss", "--")):
@@ -181,8 +163,8 @@ def losses(comparison: Comparison, theme: Theme) -> bytes | None:
             steps, values = mean_curve(smooth)
             top = max(top, float(values.max(initial=0)))
             axes.plot(steps, values, style, color=colour, lw=1.9, label=label)
-        axes.set_title(_shown(name, 34), fontsize=10, loc="left", color=theme.ink)
-        _finish(axes, theme)
+        axes.set_title(shown(name, 34), fontsize=10, loc="left", color=theme.ink)
+        finish(axes, theme)
     for axes in list(grid.flat)[len(every) :]:
         axes.set_visible(False)
     if top > 0:
@@ -192,7 +174,7 @@ def losses(comparison: Comparison, theme: Theme) -> bytes | None:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False,
                   labelcolor=theme.ink, fontsize=9)  # fmt: skip
-    return _png(figure)
+    return png_of(figure)
 
 
 def samples(comparison: Comparison) -> bytes | None:
@@ -266,7 +248,7 @@ def _heat_map(
         axes.text(x, y, text, ha="center", va="center", fontsize=9,
                   color="white" if dark else "black")  # fmt: skip
     axes.set_xticks(range(len(rates)), [f"{value:g}" for value in rates])
-    axes.set_yticks(range(len(names)), [_shown(name, 30) for name in names])
+    axes.set_yticks(range(len(names)), [shown(name, 30) for name in names])
     axes.set_xticks(np.arange(len(rates) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color=theme.ground, lw=3)
@@ -282,70 +264,18 @@ def _points(
     axes.set_xscale("log")
     _scatter(axes, comparison, own, [float(row.values[rate]) for row in own], theme)
     axes.set_ylabel(own[0].metric)
-    _finish(axes, theme, legend=True)
+    finish(axes, theme, legend=True)
 
 
 def _scatter(
     axes: Axes, comparison: Comparison, rows: Sequence[Row], x: Sequence[float], theme: Theme
 ) -> None:
     """Mean scores at x; a colour and a line of the legend for each contender."""
-    colour_of = _colours(comparison, theme)
+    colour_of = colours_of(comparison, theme)
     drawn: set[str] = set()
     for row, at in zip(rows, x, strict=True):
         colour = colour_of(row)
         name = "other settings" if colour == theme.faint else comparison.contender_of(row)
-        label = None if name in drawn else _shown(name, 34)
+        label = None if name in drawn else shown(name, 34)
         drawn.add(name)
         axes.plot([at], [row.mean or 0.0], "o", ms=7, color=colour, label=label)
-
-
-# ----------------------------------------------------------------------------------- style
-
-
-def _figure(width: float, height: float, theme: Theme) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.ground)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _finish(axes: Any, theme: Theme, grid: str = "both", legend: bool = False) -> None:
-    axes.set_facecolor(theme.ground)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(theme.faint)
-    axes.tick_params(which="both", colors=theme.faint, labelcolor=theme.ink, labelsize=9)
-    axes.xaxis.label.set_color(theme.ink)
-    axes.yaxis.label.set_color(theme.ink)
-    axes.grid(alpha=0.25, lw=0.6, color=theme.faint, axis=grid)
-    axes.set_axisbelow(True)
-    if legend:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9,
-                    labelcolor=theme.ink)  # fmt: skip
-
-
-def _colours(comparison: Comparison, theme: Theme) -> Callable[[Row], str]:
-    """Of a setting: its contender's, the same in every figure; none for those that are no more."""
-    names = list(comparison.contenders)
-    names += [comparison.contender_of(row) for row in [*comparison.rows, *comparison.search]]
-    order = list(dict.fromkeys(names))
-    colours = dict(zip(order, theme.colours, strict=False))
-    return lambda row: colours.get(comparison.contender_of(row), theme.faint)
-
-
-def _shown(text: str, width: int) -> str:
-    """Text that matplotlib draws as it stands: no mathematics, no letter that its font lacks."""
-    from matplotlib import get_data_path
-    from matplotlib.ft2font import FT2Font
-
-    font = FT2Font(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf")
-    letters = [c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in text]
-    short = "".join(letters if len(letters) <= width else [*letters[: width - 1], "…"])
-    return short.lstrip("_").replace("$", r"\$") or "□"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()

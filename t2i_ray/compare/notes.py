@@ -47,7 +47,7 @@ def headline(comparison: Comparison) -> str:
         error = f" ± {number(row.error)} (standard error)" if row.error is not None else ""
         return (
             f"{first}: {metric} {number(row.mean)}{error}, {plural(len(row.scores), 'seed')}. "
-            "There is nothing to compare it with."
+            + ("No other setting has a score." if len(comparison.rows) > 1 else "One setting only.")
         )
     differences = {other: comparison.differences[first, other] for other in others}
     second = others[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from t2i_ray.compare.comparison import Comparison, compare
 from t2i_ray.config import UserError
 from t2i_ray.tracking import PastRun
+from t2i_ray.tracking.server import one_line
 
 FOLDER = "compare"  # among the artifacts
 
@@ -30,7 +31,7 @@ def report_sweep(tracking_uri: str, parent_id: str) -> Comparison | None:
         comparison = compare([parent_id], tracking_uri)
         log_to_parent(comparison)
     except Exception as error:  # of MLflow, or of drawing what nobody foresaw
-        log.warning("no report of the sweep: %s", error)
+        log.warning("no report of the sweep: %s", one_line(error))
         return None
     return comparison
 

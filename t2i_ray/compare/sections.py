@@ -162,7 +162,7 @@ def _learning_rates(comparison: Comparison) -> Section:
 def _cost(comparison: Comparison) -> Section:
     title = "Quality against computing"
     if "cost.png" not in comparison.pictures():
-        return Section(title, ["No seconds of one unit (perf/..._seconds) are in MLflow."])
+        return Section(title, ["No two settings have a score and perf/..._seconds of one unit."])
     text = [
         "Mean score against mean seconds of training: processors (or GPUs) times wall-clock time, "
         "measures included. What a frozen encoder takes to embed the captions, once, is not in it. "
@@ -181,14 +181,15 @@ def _progress(comparison: Comparison) -> Section:
 
 
 def _samples(comparison: Comparison) -> Section:
-    title = "Same captions, same noise"
     grids = comparison.grids
+    several = len(grids.images) != 1
+    title = "Same captions, same noise" if several else "Samples"
     if "samples.png" not in comparison.pictures():
         reason = grids.missing or "The grids do not show the same captions."
         return Section(title, [f"Left out. {reason}"])
     text = [
-        f"Drawn at step {grids.step} by the runs of seed {grids.seed}. A row is a caption; the "
-        "columns are the same noises for each."
+        f"Drawn at step {grids.step} with seed {grids.seed}. A row is a caption, a column a noise"
+        + (": the same ones for each." if several else ".")
     ]
     return Section(title, text, "samples.png", "Sample pictures of all, side by side")
 

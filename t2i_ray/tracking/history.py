@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i_ray.config import UserError
-from t2i_ray.tracking.about import scrub
+from t2i_ray.tracking.about import RUN_TAG, scrub
 from t2i_ray.tracking.parent import PARENT_TAG
 from t2i_ray.tracking.server import Destination, connect, one_line
 
@@ -40,6 +40,11 @@ class PastRun:
     def parent(self) -> str | None:
         """Id of the sweep's run whose trial it is."""
         return self.tags.get(PARENT_TAG)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this program made it."""
+        return bool(self.tags.keys() & {RUN_TAG, SWEEP_TAG}) or "encoder.kind" in self.params
 
     @property
     def is_sweep(self) -> bool:
@@ -110,8 +115,8 @@ class History:
         return sorted(runs.values(), key=by_age), sorted(sweeps.values(), key=by_age)
 
     def _named(self, name: str, experiments: Mapping[str, str]) -> list[PastRun]:
-        if name in experiments:
-            return self._search([experiments[name]], "")
+        if name in experiments:  # which others may use as well
+            return [run for run in self._search([experiments[name]], "") if run.is_ours]
         quote = '"' if "'" in name else "'"
         found = []
         if not ("'" in name and '"' in name):
