@@ -279,6 +279,15 @@ def test_a_member_that_failed_is_left_out(tmp_path: Path) -> None:
     assert not plan.done
 
 
+def test_who_is_at_the_last_step_is_not_stopped_there() -> None:
+    """Rungs may lie on it; and a trial that a scheduler would pause goes on."""
+    from t2i_ray.sweep.tuning import _decision
+
+    assert _decision("STOP", 40, 60) == "STOP"
+    assert _decision("STOP", 60, 60) == "CONTINUE"
+    assert _decision("PAUSE", 40, 60) == "CONTINUE"
+
+
 # ------------------------------------------------------------------------------ on the cluster
 
 

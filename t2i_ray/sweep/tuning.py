@@ -109,17 +109,49 @@ def _resources(sweep: Sweep) -> dict[str, float]:
 
 
 def _scheduler(sweep: Sweep) -> Any:
-    how, run = sweep.search.scheduler, sweep.run
+    how, steps = sweep.search.scheduler, sweep.run.train.steps
     if how.kind == "asha":
-        return schedulers.ASHAScheduler(
+        return _Asha(
+            steps,
             time_attr=STEP,
-            max_t=run.train.steps + 1,  # the end is the loop's affair
+            max_t=steps + 1,  # the end is the loop's affair
             grace_period=how.grace,
             reduction_factor=how.reduction,
         )
     if how.kind == "median":
-        return schedulers.MedianStoppingRule(time_attr=STEP, grace_period=how.grace)
+        return _Median(steps, time_attr=STEP, grace_period=how.grace)
     return schedulers.FIFOScheduler()
+
+
+def _decision(decision: str, step: int, steps: int) -> str:
+    """A scheduler's decision, as far as we follow it: who is at the last step has finished.
+
+    Nor is a trial paused, as the median rule does to give others a turn: it would be taken for
+    stopped.
+    """
+    if step >= steps or decision != schedulers.TrialScheduler.STOP:
+        return str(schedulers.TrialScheduler.CONTINUE)
+    return decision
+
+
+class _Asha(schedulers.ASHAScheduler):  # type: ignore[misc] # no stubs
+    def __init__(self, steps: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._steps = steps
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(controller, trial, result)
+        return _decision(decision, result.get(STEP, 0), self._steps)
+
+
+class _Median(schedulers.MedianStoppingRule):  # type: ignore[misc] # no stubs
+    def __init__(self, steps: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._steps = steps
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(controller, trial, result)
+        return _decision(decision, result.get(STEP, 0), self._steps)
 
 
 class _Supply(Searcher):  # type: ignore[misc] # no stubs
