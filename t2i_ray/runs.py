@@ -18,7 +18,12 @@ from t2i_ray.storage import MissingKey, Store
 
 LOST_AFTER = 300.0  # seconds: rank 0 gives a sign every 5 s, and a start may take minutes
 STEP = "step"  # in a row of scores
-PRUNED = "pruned at step"  # how the reason of a run begins that a scheduler stopped
+# How reasons begin: of a run that a scheduler stopped, of one that would fail again alike, and of
+# one that goes on when its sweep does.
+PRUNED = "pruned at step"
+DIVERGED = "a loss is not finite"
+STOPPED = "the sweep was stopped"
+PRUNED_KEY = "pruned"  # of a run's storage: a scheduler stopped it, and nothing else did
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from t2i_ray.config import Sweep, UserError, load_sweep, parse_sweep
 from t2i_ray.runs import RunRecord, Scores, read_run, write_run
 from t2i_ray.storage import LocalStore, Store
 from t2i_ray.sweep import space as spaces
+from t2i_ray.sweep.answer import collect, winners
+from t2i_ray.sweep.driver import _winners
 from t2i_ray.sweep.plan import Plan
 from t2i_ray.sweep.population import Population, Takeover
 from t2i_ray.sweep.space import Trial, settings
@@ -57,6 +61,8 @@ def test_shipped_files_load(path: Path) -> None:
         ({"encoder": {"grid": {"a": {"kind": "word2vec"}}}}, {}, ["space.encoder", "word2vec"]),
         ({"cluster.threads": {"grid": [1]}}, {}, ["space.cluster.threads"]),
         ({"seed": {"grid": [1, 2]}}, {}, ["space.seed", "search.seeds"]),
+        ({"evaluation.samples": {"grid": [64]}}, {}, ["space.evaluation.samples"]),
+        ({"train.steps": {"grid": [20, 60]}}, {}, ["space.train.steps"]),
         ({**RATES, "train.matching": {"grid": [1], "when": {"encoder": ["x"]}}}, {}, ["when.enc"]),
         ({}, {}, ["space", "at least one"]),
         (RATES, {"metric": "d_loss"}, ["search.metric=", "d_loss"]),
@@ -144,6 +150,23 @@ def test_a_conditional_dimension_varies_only_where_it_applies() -> None:
     assert shape == [(8, 256), (32, 4), (32, 8)]
 
 
+def test_a_field_may_stand_before_what_it_depends_on() -> None:
+    encoders = {"a": {"kind": "bigru", "dim": 8}, "b": {"kind": "bigru", "dim": 32}}
+    space = {
+        "optim.beta1": {"grid": [0.1, 0.2], "when": {"encoder.hidden_dim": ["4"]}},
+        "encoder.hidden_dim": {"grid": [4, 8], "when": {"encoder": ["b"]}},
+        "encoder": {"grid": encoders},
+    }
+    found = [trial.config for trial in trials(sweep(space))]
+    shape = {
+        (c.encoder.dim, c.encoder.hidden_dim, c.optim.beta1)
+        for c in found
+        if c.encoder.kind == "bigru"
+    }
+    assert shape == {(8, 256, 0.5), (32, 4, 0.1), (32, 4, 0.2), (32, 8, 0.5)}
+    assert len(found) == 4
+
+
 # ------------------------------------------------------------------- plans, without a cluster
 
 
@@ -221,6 +244,40 @@ def test_tpe_waits_for_all_seeds_and_knows_of_several_objectives(tmp_path: Path)
         assert ("optim.beta1" in one.trial.setting.values) == of_b
 
 
+def test_a_lost_trial_is_no_result(tmp_path: Path) -> None:
+    """Its process died after it was measured once: Optuna must not take that for its score."""
+    store = LocalStore(tmp_path)
+    space = {"optim.lr_g": {"loguniform": [1e-4, 1e-2]}}
+    plan = Tpe(store, sweep(space, method="tpe", also={"perf/cpu_seconds": "min"}), task)
+    lost, pruned = plan.next(), plan.next()
+    assert lost
+    assert pruned
+    play(store, lost, 0.9, step=20)
+    plan.ended(lost)
+    assert [trial.state.name for trial in plan._study.trials] == ["FAIL", "RUNNING"]
+
+
+def test_the_same_run_twice_is_one_seed(tmp_path: Path) -> None:
+    store, described = LocalStore(tmp_path), sweep(RATES)
+    one = trials(described)[0]
+    again = Trial(one.setting, one.config.model_copy(update={"name": "sweep-again"}))
+    for trial in (one, again):
+        play(store, task(trial), 0.5)
+    (row,) = collect(store, described, [one, again], {}).parts[0].rows
+    assert row.scores == [0.5]
+    assert row.error is None
+
+
+def test_whom_to_confirm_is_chosen_once(tmp_path: Path) -> None:
+    store, described = LocalStore(tmp_path), sweep(RATES, confirm={})
+    first, second = trials(described)
+    play(store, task(first), 0.5)
+    assert _winners(store, described, [first, second]) == [first.setting]
+    play(store, task(second), 0.9)  # it had failed, and was tried again
+    assert _winners(store, described, [first, second]) == [first.setting]
+    assert winners(store, described, [first, second]) == [second.setting]
+
+
 def members(size: int = 4) -> Sweep:
     space = {"optim.lr_g": {"loguniform": [1e-4, 1e-2]}}
     return sweep(space, method="random", trials=size, scheduler={"kind": "pbt", "every": 20})
@@ -279,13 +336,24 @@ def test_a_member_that_failed_is_left_out(tmp_path: Path) -> None:
     assert not plan.done
 
 
-def test_who_is_at_the_last_step_is_not_stopped_there() -> None:
-    """Rungs may lie on it; and a trial that a scheduler would pause goes on."""
-    from t2i_ray.sweep.tuning import _decision
+def test_who_is_at_the_last_step_is_not_stopped_there(tmp_path: Path) -> None:
+    """Rungs may lie on it. Whom a scheduler would pause goes on; of a stop, storage is told."""
+    from t2i_ray.sweep.tuning import _Judge
 
-    assert _decision("STOP", 40, 60) == "STOP"
-    assert _decision("STOP", 60, 60) == "CONTINUE"
-    assert _decision("PAUSE", 40, 60) == "CONTINUE"
+    class Scheduler:
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            return str(result["decision"])
+
+    class Judged(_Judge, Scheduler):
+        pass
+
+    store = LocalStore(tmp_path)
+    judge, trial = Judged(store, 60), SimpleNamespace(config={"trial": {"config": {"name": "x"}}})
+    assert judge.on_trial_result(None, trial, {"decision": "PAUSE", "step": 40}) == "CONTINUE"
+    assert judge.on_trial_result(None, trial, {"decision": "STOP", "step": 60}) == "CONTINUE"
+    assert not store.exists("runs/x/pruned")
+    assert judge.on_trial_result(None, trial, {"decision": "STOP", "step": 40}) == "STOP"
+    assert store.exists("runs/x/pruned")
 
 
 # ------------------------------------------------------------------------------ on the cluster
@@ -320,11 +388,16 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     assert runner.mlflow_run(third.name).info.status == "KILLED"
 
     store = str(runner.folder / "store")
-    output = runner.run("tune", "--resume", "killed-sweep", "--storage", store)
+    process = runner.start("tune", "--resume", "killed-sweep", "--storage", store)
+    fourth = runner.folder / "store/runs/killed-sweep-001-seed-1"
+    until(lambda: (fourth / "scores.json").exists())
+    os.kill(json.loads((fourth / "progress.json").read_text())["pid"], signal.SIGKILL)
+    output = finish(process)
     names = [f"killed-sweep-{i:03d}-seed-{seed}" for seed in (0, 1) for i in (0, 1)]
     records = [runner.record(name) for name in names]
     assert [r.status for r in records] == ["FINISHED"] * 4, output
     assert len(records[0].attempts) == 1
+    assert len(records[3].attempts) == 2  # its process was killed
     client = runner.mlflow()
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     (parent,) = client.search_runs(ids, "attributes.run_name = 'killed-sweep'")

@@ -226,12 +226,17 @@ def parse_sweep(document: dict[str, Any]) -> Sweep:
 def with_values(run: Config, values: dict[str, Any]) -> Config:
     """The run with these fields or sections set. Raises UserError, naming the field."""
     document = run.model_dump(mode="json")
-    for key, value in values.items():
+    # A whole section first, then fields of it.
+    for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):
         set_value(document, key, copy.deepcopy(value), f"space.{key}")
     return parse_config(document)
 
 
 MATCHING = "train.matching"
+#: What trials must share to be compared, and to run side by side.
+FIXED = frozenset(
+    ["seed", "name", "storage", "tracking", "cluster", "evaluation", "checkpoint", "train.steps"]
+)
 
 
 def _check_against_run(sweep: Sweep) -> None:
@@ -243,7 +248,7 @@ def _check_against_run(sweep: Sweep) -> None:
                 with_values(run, {key: value})
             except UserError as error:
                 raise UserError(f"space.{key}: {error}") from None
-        if key in ("seed", "name") or key.split(".")[0] in ("storage", "tracking", "cluster"):
+        if key in FIXED or key.split(".")[0] in FIXED:
             raise UserError(f"space.{key}: this can't vary in a sweep; seeds go to search.seeds")
         for other, labels in dimension.when.items():
             known = sweep.space[other].labelled() if other in sweep.space else {}

@@ -5,7 +5,7 @@ on a wish to stop, and writes down how the run ended.
 """
 
 from t2i_ray.launch.attempt import Attempt, begin
-from t2i_ray.launch.cluster import connect
+from t2i_ray.launch.cluster import connect, worker_environment
 from t2i_ray.launch.driver import make_shared_once, prepare_data, train, with_absolute_paths
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
@@ -22,4 +22,5 @@ __all__ = [
     "sync",
     "train",
     "with_absolute_paths",
+    "worker_environment",
 ]

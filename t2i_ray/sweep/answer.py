@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from t2i_ray.compare import statistics
 from t2i_ray.config import Sweep
-from t2i_ray.runs import PRUNED, STEP, Scores, read_run, run_store
+from t2i_ray.runs import PRUNED, STEP, RunRecord, Scores, read_run, run_store
 from t2i_ray.storage import MissingKey, Store
 from t2i_ray.sweep.space import Setting, Stage, Trial
 
@@ -146,8 +146,8 @@ class Answer:
         return "\n".join([capture.get().rstrip(), *self.failures])
 
 
-def collect(store: Store, sweep: Sweep, trials: list[Trial]) -> Answer:
-    """Read from storage how the trials ended."""
+def collect(store: Store, sweep: Sweep, trials: list[Trial], reasons: Mapping[str, str]) -> Answer:
+    """Read from storage how the trials ended; ``reasons``: why some did that never began."""
     stages: list[Stage] = ["search", "confirm"]
     parts = [
         _part(store, sweep, stage, [trial for trial in trials if trial.stage == stage])
@@ -159,6 +159,8 @@ def collect(store: Store, sweep: Sweep, trials: list[Trial]) -> Answer:
         for trial in trials
         if (record := read_run(store, trial.name)) and record.status == "FAILED"
     ]
+    unborn = [name for name in reasons if read_run(store, name) is None]
+    failures += [f"{name}: {reasons[name]}" for name in unborn]
     return Answer(parts, failures)
 
 
@@ -182,7 +184,8 @@ def _part(store: Store, sweep: Sweep, stage: Stage, trials: list[Trial]) -> Part
     rows: dict[str, Row] = {}
     costs: dict[str, list[float]] = {}
     for setting in dict.fromkeys(trial.setting.label for trial in trials):
-        names = [trial.name for trial in trials if trial.setting.label == setting]
+        # One run a seed: the same setting asked for twice is the same run twice.
+        names = {t.config.seed: t.name for t in trials if t.setting.label == setting}.values()
         rows[setting], last = _row(store, setting, names, metric, stage)
         if stage == "search":
             costs[setting] = [
@@ -231,7 +234,7 @@ def _row(
     for name in names:
         record = read_run(store, name)
         if record and record.status == "FINISHED":
-            last = _last(store, name, stage)
+            last = _last(store, record, stage)
             counts["finished" if last else "left"] += 1
             if last:
                 scores.append(last[metric])
@@ -245,13 +248,13 @@ def _row(
     return Row(setting, scores, **counts), rows
 
 
-def _last(store: Store, name: str, stage: Stage) -> dict[str, float] | None:
+def _last(store: Store, record: RunRecord, stage: Stage) -> dict[str, float] | None:
     """The measures at a finished run's end; None: it was not measured there."""
     if stage == "search":
-        rows = Scores(store, name).rows
-        return rows[-1] if rows else None
+        rows = Scores(store, record.name).rows
+        return rows[-1] if rows and rows[-1][STEP] == record.steps else None
     try:
-        document = json.loads(run_store(store, name).read("evaluation/test.json"))
+        document = json.loads(run_store(store, record.name).read("evaluation/test.json"))
     except MissingKey:
         return None
     return {STEP: document["step"], **document["metrics"]}

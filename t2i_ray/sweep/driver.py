@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,13 +11,14 @@ from t2i_ray import tracking
 from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import StopOnSignal, connect, with_absolute_paths
-from t2i_ray.runs import now, read_run, request_stop, write_run
+from t2i_ray.runs import STOPPED, now, read_run, write_run
 from t2i_ray.storage import MissingKey, Store, check_writable, open_store
-from t2i_ray.sweep.answer import collect, winners
+from t2i_ray.sweep.answer import Answer, collect, winners
+from t2i_ray.sweep.ending import Ending
 from t2i_ray.sweep.plan import Listed, Plan, Staged
 from t2i_ray.sweep.population import Population
-from t2i_ray.sweep.space import settings, trials
-from t2i_ray.sweep.tasks import STOPPED, Task, Tasks, stop_key
+from t2i_ray.sweep.space import Setting, Trial, settings, trials
+from t2i_ray.sweep.tasks import Task, Tasks
 from t2i_ray.sweep.tpe import Tpe
 
 
@@ -28,24 +28,19 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     Raises:
         UserError: something to mend before any trial starts.
     """
-    run = with_absolute_paths(sweep.run)
-    sweep = sweep.model_copy(update={"run": run})
-    store = open_store(run.storage)
+    sweep = sweep.model_copy(update={"run": with_absolute_paths(sweep.run)})
+    store = open_store(sweep.run.storage)
     check_writable(store)
-    destination = tracking.resolve(run)
+    tracking.resolve(sweep.run)
     key = _remember(store, sweep)
-    connect(run)
+    connect(sweep.run)
     # After connect(): Ray reads its settings from the environment when it is imported.
-    from t2i_ray.sweep.tuning import concurrent, run_plan
+    from t2i_ray.sweep.tuning import concurrent
 
     at_a_time = concurrent(sweep)
     make = Tasks(store, sweep, commit)
     make.prepare()
-    about = tracking.describe(
-        run, key=key, git_commit=commit, git_diff=diff, tags={"t2i_ray.sweep": sweep.name}
-    )
-    document = sweep.model_dump(mode="json", include={"space", "search"})
-    parent = tracking.Parent(destination, tracking.of_sweep(about, document))
+    parent = _parent(sweep, key, commit, diff)
     make.parent = parent.tags
     plan = _plan(store, sweep, make)
     print(
@@ -55,35 +50,61 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     )
     if parent.address:
         print(f"{sweep.name}: MLflow at {parent.address}", flush=True)
-    place = stop_key(sweep)
-    store.delete(place)
-    stopping = threading.Event()
+    try:
+        signal, reasons = _run(store, sweep, plan)
+    except Exception:
+        parent.finish("FAILED", {}, {})
+        raise
+    answer = collect(store, sweep, [task.trial for task in plan.tasks], reasons)
+    _publish(store, sweep, parent, answer, make.summary(), stopped=signal > 0)
+    if signal:
+        return 128 + signal
+    return 0 if answer.best else 1
 
-    def ask() -> None:
-        """The trials are to know that it is not the scheduler who stops them."""
-        try:
-            store.write(place, now().encode())
-            for task in plan.tasks:
-                record = read_run(store, task.name)
-                if record and record.status == "RUNNING":
-                    request_stop(store, task.name)
-        finally:
-            stopping.set()
 
-    with StopOnSignal(sweep.name, "stopping; the same command goes on", ask) as stop:
-        reasons = run_plan(sweep, plan, stopping)
-    _release(store, plan.tasks, reasons)
-    answer = collect(store, sweep, [task.trial for task in plan.tasks])
-    store.write(f"sweeps/{sweep.name}/answer.json", json.dumps(answer.to_json(), indent=1).encode())
-    status: tracking.Status = "KILLED" if stop.number else "FINISHED" if answer.best else "FAILED"
-    tags = {**answer.tags(), "t2i_ray.embeddings": make.summary()}
+def _parent(sweep: Sweep, key: str, commit: str, diff: str) -> tracking.Parent:
+    """The sweep's own run in MLflow."""
+    tags = {"t2i_ray.sweep": sweep.name}
+    about = tracking.describe(sweep.run, key=key, git_commit=commit, git_diff=diff, tags=tags)
+    document = sweep.model_dump(mode="json", include={"space", "search"})
+    return tracking.Parent(tracking.resolve(sweep.run), tracking.of_sweep(about, document))
+
+
+def _run(store: Store, sweep: Sweep, plan: Plan) -> tuple[int, dict[str, str]]:
+    """Run the plan; the number of the signal that ended it (0: none), and why trials failed."""
+    from t2i_ray.sweep.tuning import run_plan
+
+    ending, reasons = Ending(store), dict[str, str]()
+    says = "the trials save and leave; the same command goes on"
+    try:
+        with StopOnSignal(sweep.name, says, ending.ask) as stop:
+            run_plan(sweep, store, plan, ending, reasons)
+    finally:
+        _release(store, plan.tasks, reasons)
+    return stop.number, reasons
+
+
+def _publish(
+    store: Store,
+    sweep: Sweep,
+    parent: tracking.Parent,
+    answer: Answer,
+    embeddings: str,
+    *,
+    stopped: bool,
+) -> None:
+    """The answer: on storage, in MLflow with a report, and in the terminal."""
+    place = f"sweeps/{sweep.name}/answer.json"
+    store.write(place, json.dumps(answer.to_json(), indent=1).encode())
+    status: tracking.Status = "KILLED" if stopped else "FINISHED" if answer.best else "FAILED"
+    tags = {**answer.tags(), "t2i_ray.embeddings": embeddings}
     parent.finish(status, tags, {"answer.md": answer.markdown()})
     print(answer.text(), flush=True)
-    if destination and parent.run_id and answer.best:
-        _report(sweep.name, destination.uri, parent.run_id)
-    if stop.number:
-        return 128 + stop.number
-    return 0 if answer.best else 1
+    destination = tracking.resolve(sweep.run)
+    if destination is None or parent.run_id is None or not answer.best:
+        return
+    if comparison := report_sweep(destination.uri, parent.run_id):
+        print(f"{comparison.headline}\n{sweep.name}: compare/report.html is with the run in MLflow")
 
 
 def stored(store: Store, name: str) -> dict[str, Any]:
@@ -97,13 +118,6 @@ def stored(store: Store, name: str) -> dict[str, Any]:
             f"there {'is none' if not known else 'are ' + ', '.join(known)}"
         ) from None
     return document
-
-
-def _report(name: str, tracking_uri: str, run_id: str) -> None:
-    """Compare the trials as MLflow has them, and leave the report there."""
-    comparison = report_sweep(tracking_uri, run_id)
-    if comparison:
-        print(f"{comparison.headline}\n{name}: compare/report.html is with the run in MLflow")
 
 
 def _plan(store: Store, sweep: Sweep, make: Tasks) -> Plan:
@@ -122,12 +136,25 @@ def _plan(store: Store, sweep: Sweep, make: Tasks) -> Plan:
     confirm = search.confirm
 
     def second() -> Plan:
-        found = winners(store, sweep, [task.trial for task in plan.tasks])
+        found = _winners(store, sweep, [task.trial for task in plan.tasks])
         again = trials(sweep, found, confirm.seeds, prefix="confirm-", stage="confirm")
         return Listed([make(trial) for trial in again])
 
     kinds = len(sweep.space[confirm.by].labelled()) if confirm.by else 1
     return Staged(plan, second, later=kinds * len(confirm.seeds))
+
+
+def _winners(store: Store, sweep: Sweep, searched: list[Trial]) -> list[Setting]:
+    """Whom to confirm: chosen once, and the same when the sweep goes on, whatever came since."""
+    place = f"sweeps/{sweep.name}/confirmed.json"
+    try:
+        labels = json.loads(store.read(place))
+    except MissingKey:
+        labels = [setting.label for setting in winners(store, sweep, searched)]
+        if labels:
+            store.write(place, json.dumps(labels, indent=1).encode())
+    settings = {trial.setting.label: trial.setting for trial in searched}
+    return [settings[label] for label in labels]
 
 
 def _remember(store: Store, sweep: Sweep) -> str:

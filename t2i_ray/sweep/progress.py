@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from t2i_ray.config import Sweep
-from t2i_ray.runs import STEP
+from t2i_ray.runs import STEP, read_run
+from t2i_ray.storage import Store
 from t2i_ray.sweep.plan import Plan
 from t2i_ray.train import duration
 
@@ -24,17 +25,18 @@ SHOWN = 12  # rows of the table: those that run, and the newest of the others
 class Progress(tune.Callback):  # type: ignore[misc] # no stubs
     """Told by Tune what happens; a context while it is to be seen.
 
-    ``failed``: why trials failed, by name.
+    ``failed`` gets why trials failed, by name.
     """
 
-    def __init__(self, sweep: Sweep, plan: Plan) -> None:
+    def __init__(self, sweep: Sweep, store: Store, plan: Plan, failed: dict[str, str]) -> None:
         self._sweep = sweep
+        self._store = store
         self._plan = plan
+        self._failed = failed
         self._ended = 0
         self._best: tuple[float, str] | None = None
         self._states: dict[str, tuple[str, int, float | None]] = {}  # name: state, step, score
         self._started = time.monotonic()
-        self.failed: dict[str, str] = {}
         self._console = Console(file=sys.stdout)
         self._live: Live | None = None
 
@@ -61,15 +63,20 @@ class Progress(tune.Callback):  # type: ignore[misc] # no stubs
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
         """A trial begins, or goes on."""
-        self._states[_name(trial)] = ("running", 0, None)
+        self._failed.pop(name_of(trial), None)
+        self._states[name_of(trial)] = ("running", 0, None)
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A trial was measured."""
         step, score = int(result.get(STEP, 0)), result.get(self._sweep.search.metric)
-        self._states[_name(trial)] = ("running", step, score)
+        self._states[name_of(trial)] = ("running", step, score)
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-        """A trial finished, got as far as it was to get for now, or was stopped."""
+        """A trial finished, got as far as it was to get for now, was stopped, or failed."""
+        record = read_run(self._store, name_of(trial))
+        if record and record.status == "FAILED":
+            self._fail(name_of(trial), record.reason or "no reason given")
+            return
         result, task = trial.last_result or {}, trial.config["trial"]
         score, step = result.get(self._sweep.search.metric), int(result.get(STEP, 0))
         steps = self._sweep.run.train.steps
@@ -79,13 +86,15 @@ class Progress(tune.Callback):  # type: ignore[misc] # no stubs
                 self._best = (score, task["tags"]["t2i_ray.setting"])
         state = "waits" if step == task.get("until") else "stopped"
         state = "finished" if step == steps else state
-        self._end(_name(trial), state, step, score)
+        self._end(name_of(trial), state, step, score)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
         """A trial failed for good."""
-        name = _name(trial)
         lines = [line for line in str(trial.get_error()).splitlines() if line.strip()]
-        self.failed[name] = lines[-1].strip() if lines else "no reason given"
+        self._fail(name_of(trial), lines[-1].strip() if lines else "no reason given")
+
+    def _fail(self, name: str, reason: str) -> None:
+        self._failed[name] = reason
         self._end(name, "failed", self._states.get(name, ("", 0, None))[1], None)
 
     def _end(self, name: str, state: str, step: int, score: float | None) -> None:
@@ -94,7 +103,7 @@ class Progress(tune.Callback):  # type: ignore[misc] # no stubs
         if not self._live:
             ending = f"{state} at step {step}" + ("" if score is None else f"  {score:.4f}")
             if state == "failed":
-                ending = f"failed: {self.failed[name]}"
+                ending = f"failed: {self._failed[name]}"
             print(f"{self._headline()}  {name}  {ending}", flush=True)
 
     def _headline(self) -> str:
@@ -115,5 +124,6 @@ class Progress(tune.Callback):  # type: ignore[misc] # no stubs
         return Group(table, Text(self._headline()))
 
 
-def _name(trial: Any) -> str:
+def name_of(trial: Any) -> str:
+    """The run's name of a trial of Tune's."""
     return str(trial.config["trial"]["config"]["name"])

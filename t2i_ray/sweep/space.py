@@ -76,8 +76,13 @@ def setting(space: Mapping[str, Dimension], drawn: Mapping[str, str | float]) ->
 
 
 def in_order(space: Mapping[str, Dimension]) -> Iterable[tuple[str, Dimension]]:
-    """A dimension after those on which it depends."""
-    return sorted(space.items(), key=lambda item: bool(item[1].when))
+    """A dimension after those on which it depends; those in a circle last."""
+    left, found = dict(space), []
+    while left:
+        ready = [key for key in left if not any(other in left for other in left[key].when)]
+        for key in ready or list(left):
+            found.append((key, left.pop(key)))
+    return found
 
 
 def applies(dimension: Dimension, labels: Mapping[str, str]) -> bool:

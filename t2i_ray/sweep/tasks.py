@@ -10,10 +10,9 @@ from typing import Any
 
 from t2i_ray.config import Config, Sweep, UserError, with_values
 from t2i_ray.data import open_prepared
-from t2i_ray.launch import make_shared_once, prepare_data
-from t2i_ray.runs import now
+from t2i_ray.launch import make_shared_once, prepare_data, worker_environment
 from t2i_ray.storage import Store
-from t2i_ray.sweep.space import Trial
+from t2i_ray.sweep.space import Trial, setting
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,6 @@ class Task:
     def name(self) -> str:
         """Of the run."""
         return self.trial.name
-
-
-STOPPED = "the sweep was stopped"  # why a run was
-
-
-def stop_key(sweep: Sweep) -> str:
-    """What is on storage while a sweep is being stopped."""
-    return f"sweeps/{sweep.name}/stop"
 
 
 Make = Callable[..., Task]  # from a trial, and what else its process is to be given
@@ -53,7 +44,6 @@ class Tasks:
         self._store = store
         self._sweep = sweep
         self._commit = commit
-        self._since = now()
         self._made: dict[str, Any] = {}
         self._embedded_before = self._embeddings()
         self.parent: dict[str, str] = {}  # tags that make a run the sweep's child
@@ -66,8 +56,9 @@ class Tasks:
         """
         space = self._sweep.space
         keys = [k for k in space if k.split(".")[0] in ("data", "encoder") and space[k].labelled()]
-        for values in itertools.product(*(space[key].labelled().values() for key in keys)):
-            self._shared(with_values(self._sweep.run, dict(zip(keys, values, strict=True))))
+        for labels in itertools.product(*(space[key].labelled() for key in keys)):
+            point = setting({key: space[key] for key in keys}, dict(zip(keys, labels, strict=True)))
+            self._shared(with_values(self._sweep.run, point.values))
 
     def __call__(self, trial: Trial, **more: Any) -> Task:
         """The task of a trial; ``more`` goes with it."""
@@ -80,8 +71,7 @@ class Tasks:
                 "data": data,
                 "encoder": encoder,
                 "commit": self._commit,
-                "since": self._since,
-                "stop": stop_key(self._sweep),
+                "env": worker_environment(trial.config),
                 # The search's scheduler has no say in the second stage.
                 "metric": self._sweep.search.metric if trial.stage == "search" else None,
                 "test": confirm.samples if confirm and trial.stage == "confirm" else 0,

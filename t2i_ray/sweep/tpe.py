@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from t2i_ray.config import Sweep, UserError
-from t2i_ray.runs import STEP, Scores, read_run
+from t2i_ray.runs import PRUNED_KEY, STEP, Scores, run_store
 from t2i_ray.storage import MissingKey, Store
 from t2i_ray.sweep.space import Setting, applies, in_order, rounded, setting, trials
 from t2i_ray.sweep.tasks import Make, Task
@@ -74,20 +74,20 @@ class Tpe:
         del self._open[number]
         names = [one.name for one in self.tasks if one.document["number"] == number]
         rows = [rows[-1] for name in names if (rows := Scores(self._store, name).rows)]
-        failed = any(
-            record.status == "FAILED" for name in names if (record := read_run(self._store, name))
-        )
+        steps = self._sweep.run.train.steps
         states = self._optuna.trial.TrialState
-        if failed or len(rows) < len(names):
-            self._study.tell(trial, state=states.FAIL)
-            return
-        means = [statistics.fmean(row[name] for row in rows) for name in self._objectives]
-        last = min(row[STEP] for row in rows)
-        if last < self._sweep.run.train.steps:
-            trial.report(means[0], int(last))
+        pruned = any(run_store(self._store, name).exists(PRUNED_KEY) for name in names)
+        if len(rows) == len(names) and all(row[STEP] == steps for row in rows):
+            self._study.tell(trial, self._means(rows))
+        elif pruned and rows:  # with one objective: others know no pruning
+            trial.report(self._means(rows)[0], int(min(row[STEP] for row in rows)))
             self._study.tell(trial, state=states.PRUNED)
         else:
-            self._study.tell(trial, means)
+            self._study.tell(trial, state=states.FAIL)
+
+    def _means(self, rows: list[dict[str, float]]) -> list[float]:
+        """Over seeds, of every objective."""
+        return [statistics.fmean(row[name] for row in rows) for name in self._objectives]
 
     def _ask(self) -> None:
         search, number = self._sweep.search, self._count

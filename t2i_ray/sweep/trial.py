@@ -6,6 +6,7 @@ scheduler knows what it knew, and none of Tune's own files is ever read.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +17,11 @@ from ray.tune.trainable import wrap_function
 from t2i_ray.config import Config, parse_config, with_values
 from t2i_ray.launch import Attempt, begin, fit_workers, settle
 from t2i_ray.runs import (
+    DIVERGED,
     PRUNED,
+    PRUNED_KEY,
     STEP,
+    STOPPED,
     RunRecord,
     Scores,
     read_run,
@@ -26,36 +30,34 @@ from t2i_ray.runs import (
     write_run,
 )
 from t2i_ray.storage import Store, open_store
-from t2i_ray.sweep.tasks import STOPPED
+from t2i_ray.sweep.ending import LAST_WORDS
 from t2i_ray.train import Job, Worker, train
-
-LAST_WORDS = 60  # seconds that a stopped trial may take to leave storage and MLflow in order
 
 
 def run_trial(config: dict[str, Any]) -> None:
     """What Tune calls. ``config["trial"]`` is a task's document.
 
-    Raises:
-        RuntimeError: the run failed; Tune then goes on with the others. What else is raised, or
-            a process that dies, is tried again.
+    How it ended, its record says. What is raised, or a process that dies, is tried again.
     """
     task = config["trial"]
+    os.environ.update(task["env"])
     settings = parse_config(task["config"])
     store = open_store(settings.storage)
     told = Told(Scores(store, settings.name), task["metric"])
     record = read_run(store, settings.name)
     if record and has_ended(record):
         told.tell()
-        _test(store, record, task["test"])
+        if record.status == "FINISHED":
+            _test(store, record, task["test"])
         return
-    if record and record.status == "FAILED" and record.attempts[-1].started >= task["since"]:
-        raise RuntimeError(record.reason)  # in this sitting: to try again would end the same way
+    run_store(store, settings.name).delete(PRUNED_KEY)
     run = begin(settings, store, task["data"], commit=task["commit"], tags=task["tags"])
     try:
         told.tell()
         outcome = _train(store, run, task, told)
-    except SystemExit:  # in a report: the scheduler has had enough of this trial
-        reason = STOPPED if store.exists(task["stop"]) else f"{PRUNED} {told.step}"
+    except SystemExit:  # in a report: Tune has had enough of this trial, or of all of them
+        pruned = run_store(store, settings.name).exists(PRUNED_KEY)
+        reason = f"{PRUNED} {told.step}" if pruned else STOPPED
         outcome = {"status": "KILLED", "reason": reason, "step": told.step}
         settle(store, settings, run.record, outcome, alone=False)
         raise
@@ -66,15 +68,13 @@ def run_trial(config: dict[str, Any]) -> None:
     if outcome["status"] == "KILLED":  # on request
         outcome["reason"] = STOPPED
     settle(store, settings, run.record, outcome, alone=False)
-    if outcome["status"] == "FAILED":
-        raise RuntimeError(outcome.get("reason"))
     if outcome["status"] == "FINISHED":
         _test(store, run.record, task["test"])
 
 
 def has_ended(record: RunRecord) -> bool:
-    """Whether a trial needs no more training: finished, or stopped for good."""
-    return record.status == "FINISHED" or (record.reason or "").startswith(PRUNED)
+    """Whether a trial needs no more training: finished, stopped for good, or hopeless."""
+    return record.status == "FINISHED" or (record.reason or "").startswith((PRUNED, DIVERGED))
 
 
 def _train(store: Store, run: Attempt, task: dict[str, Any], told: Told) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 import ray
 
 from t2i_ray.config import Sweep, UserError
-from t2i_ray.runs import STEP
+from t2i_ray.runs import PRUNED_KEY, STEP, run_store
+from t2i_ray.storage import Store
+from t2i_ray.sweep.ending import Ending
 from t2i_ray.sweep.plan import Plan
 from t2i_ray.sweep.tasks import Task
 
@@ -29,14 +31,21 @@ from ray import tune
 from ray.tune import schedulers
 from ray.tune.search import Searcher
 
-from t2i_ray.sweep.progress import Progress
+from t2i_ray.sweep.progress import Progress, name_of
 from t2i_ray.sweep.trial import Trainable
 
 
-def run_plan(sweep: Sweep, plan: Plan, stop: threading.Event) -> dict[str, str]:
-    """Run a plan to its end, or until it is to stop; why trials failed, by name."""
+def run_plan(
+    sweep: Sweep, store: Store, plan: Plan, ending: Ending, reasons: dict[str, str]
+) -> None:
+    """Run a plan to its end, or until it is to end; ``reasons`` gets why trials failed, by name.
+
+    Raises:
+        Exception: what the plan raised, or Tune.
+    """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    progress = Progress(sweep, plan)
+    progress = Progress(sweep, store, plan, reasons)
+    supply = _Supply(plan, ending)
     cluster = sweep.run.cluster
     with tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
@@ -45,8 +54,8 @@ def run_plan(sweep: Sweep, plan: Plan, stop: threading.Event) -> dict[str, str]:
                 metric=sweep.search.metric,
                 mode=sweep.search.mode,
                 num_samples=-1,
-                search_alg=_Supply(plan, stop),
-                scheduler=_scheduler(sweep),
+                search_alg=supply,
+                scheduler=_scheduler(sweep, store),
                 max_concurrent_trials=concurrent(sweep),
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.trial_id),
@@ -56,18 +65,18 @@ def run_plan(sweep: Sweep, plan: Plan, stop: threading.Event) -> dict[str, str]:
                 name=sweep.name,
                 storage_path=scratch,
                 verbose=0,
-                stop=_Stopper(stop),
+                stop=_Stopper(ending),
                 failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
                 callbacks=[progress],
             ),
         )
-        failure: list[BaseException] = []
+        failures: list[BaseException] = []
 
         def fit() -> None:
             try:
                 tuner.fit()
             except BaseException as error:
-                failure.append(error)
+                failures.append(error)
 
         # In a thread, Tune leaves signals alone.
         thread = threading.Thread(target=fit, name="tune", daemon=True)
@@ -75,9 +84,8 @@ def run_plan(sweep: Sweep, plan: Plan, stop: threading.Event) -> dict[str, str]:
             thread.start()
             while thread.is_alive():
                 thread.join(0.2)
-    if failure:
-        raise failure[0]
-    return progress.failed
+    if failure := supply.failure or (failures[0] if failures else None):
+        raise failure
 
 
 def concurrent(sweep: Sweep) -> int:
@@ -108,10 +116,11 @@ def _resources(sweep: Sweep) -> dict[str, float]:
     return {"cpu": cluster.threads, **gpu}
 
 
-def _scheduler(sweep: Sweep) -> Any:
+def _scheduler(sweep: Sweep, store: Store) -> Any:
     how, steps = sweep.search.scheduler, sweep.run.train.steps
     if how.kind == "asha":
         return _Asha(
+            store,
             steps,
             time_attr=STEP,
             max_t=steps + 1,  # the end is the loop's affair
@@ -119,61 +128,68 @@ def _scheduler(sweep: Sweep) -> Any:
             reduction_factor=how.reduction,
         )
     if how.kind == "median":
-        return _Median(steps, time_attr=STEP, grace_period=how.grace)
+        return _Median(store, steps, time_attr=STEP, grace_period=how.grace)
     return schedulers.FIFOScheduler()
 
 
-def _decision(decision: str, step: int, steps: int) -> str:
-    """A scheduler's decision, as far as we follow it: who is at the last step has finished.
+class _Judge:
+    """Mixed into a scheduler: what it decides, as far as we follow it.
 
-    Nor is a trial paused, as the median rule does to give others a turn: it would be taken for
-    stopped.
+    Who is at the last step has finished. No trial is paused, as the median rule does to give others
+    a turn: it would be taken for stopped. Of one that is stopped, storage is told before it is.
     """
-    if step >= steps or decision != schedulers.TrialScheduler.STOP:
-        return str(schedulers.TrialScheduler.CONTINUE)
-    return decision
 
-
-class _Asha(schedulers.ASHAScheduler):  # type: ignore[misc] # no stubs
-    def __init__(self, steps: int, **options: Any) -> None:
+    def __init__(self, store: Store, steps: int, **options: Any) -> None:
         super().__init__(**options)
+        self._store = store
         self._steps = steps
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = super().on_trial_result(controller, trial, result)
-        return _decision(decision, result.get(STEP, 0), self._steps)
-
-
-class _Median(schedulers.MedianStoppingRule):  # type: ignore[misc] # no stubs
-    def __init__(self, steps: int, **options: Any) -> None:
-        super().__init__(**options)
-        self._steps = steps
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = super().on_trial_result(controller, trial, result)
-        return _decision(decision, result.get(STEP, 0), self._steps)
+        decision = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
+        stop = schedulers.TrialScheduler.STOP
+        if decision != stop or result.get(STEP, 0) >= self._steps:
+            return str(schedulers.TrialScheduler.CONTINUE)
+        run_store(self._store, name_of(trial)).write(PRUNED_KEY, b"")
+        return str(stop)
+
+
+class _Asha(_Judge, schedulers.ASHAScheduler):  # type: ignore[misc] # no stubs
+    pass
+
+
+class _Median(_Judge, schedulers.MedianStoppingRule):  # type: ignore[misc] # no stubs
+    pass
 
 
 class _Supply(Searcher):  # type: ignore[misc] # no stubs
-    """A plan as Tune wants to be given it."""
+    """A plan as Tune wants to be given it. ``failure``: what the plan raised; it ends the sweep."""
 
-    def __init__(self, plan: Plan, stop: threading.Event) -> None:
+    def __init__(self, plan: Plan, ending: Ending) -> None:
         super().__init__()
         self._plan = plan
-        self._stop = stop
-        self._running: dict[str, Task] = {}
+        self._ending = ending
+        self._tasks: dict[str, Task] = {}
+        self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given, into its scratch, and never reads it."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        if self._plan.done or self._stop.is_set():
+        if self._closed or self._plan.done:
             return Searcher.FINISHED
-        task = self._plan.next()
+        try:
+            task = self._plan.next()
+        except Exception as error:
+            self.failure = error
+            return Searcher.FINISHED
         if task is None:
             return Searcher.FINISHED if self._plan.done else None
-        self._running[trial_id] = task
+        self._tasks[trial_id] = task
+        self._ending.running[trial_id] = task.name
         return {"trial": task.document}
 
     def on_trial_complete(
@@ -182,7 +198,18 @@ class _Supply(Searcher):  # type: ignore[misc] # no stubs
         result: dict[str, Any] | None = None,  # noqa: ARG002 - storage knows better
         error: bool = False,  # noqa: ARG002
     ) -> None:
-        self._plan.ended(self._running.pop(trial_id))
+        self._ending.running.pop(trial_id, None)
+        task = self._tasks.pop(trial_id, None)
+        if task is None or self._closed:
+            return
+        try:
+            self._plan.ended(task)
+        except Exception as failure:
+            self.failure = failure
+
+    @property
+    def _closed(self) -> bool:
+        return self._ending.asked.is_set() or self.failure is not None
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: storage has all of it."""
@@ -192,10 +219,10 @@ class _Supply(Searcher):  # type: ignore[misc] # no stubs
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc] # no stubs
-    """Ends all trials after a signal."""
+    """Ends the trials that did not end when they were asked to."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, ending: Ending) -> None:
+        self._ending = ending
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -204,4 +231,4 @@ class _Stopper(tune.Stopper):  # type: ignore[misc] # no stubs
         return False
 
     def stop_all(self) -> bool:
-        return self._stop.is_set()
+        return self._ending.overdue.is_set()

@@ -15,7 +15,7 @@ from t2i_ray.config import Config, parse_config
 from t2i_ray.data import Prepared, open_prepared
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder
 from t2i_ray.gan_cls import GanCls
-from t2i_ray.runs import Status, run_store
+from t2i_ray.runs import DIVERGED, Status, run_store
 from t2i_ray.storage import open_store
 from t2i_ray.train.chief import Bystander, Chief
 from t2i_ray.train.feed import Feed
@@ -95,7 +95,7 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
             if saves or step % config.train.log_every == 0:
                 losses, stop = worker.total(values, chief.stop_requested)
                 if not all(map(math.isfinite, losses.values())):
-                    status, reason = "FAILED", f"a loss is not finite at step {step}: {losses}"
+                    status, reason = "FAILED", f"{DIVERGED} at step {step}: {losses}"
                     chief.give_up()
                     break
                 chief.log(step, losses)
