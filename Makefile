@@ -25,6 +25,7 @@ lint: $(VENV)/installed
 
 schema: $(VENV)/installed
 	$(BIN)/t2i-ray schema > configs/schema.json
+	$(BIN)/t2i-ray schema --sweep > tune_configs/schema.json
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2i_ray.config import load_config
 from t2i_ray.gan_cls import GanCls, Piece
+from t2i_ray.learner import Learner
 
 CONFIG = Path(__file__).parent.parent / "configs" / "gan_cls_64.yaml"
 TEXT_IN = 1024
@@ -54,8 +55,9 @@ def make_step(update: str, linear: bool = False) -> Callable[[], object]:
         gan.discriminator.trunk.join = nn.Identity()  # type: ignore[assignment]
         head = LinearHead(config.model.text_dim, config.model.d_channels[-1])
         gan.discriminator.head = head  # type: ignore[assignment]
-        gan.critic_parameters = list(gan.discriminator.parameters())
-        gan.optimizer_d.param_groups[0]["params"] = gan.critic_parameters
+        networks = {"discriminator": gan.discriminator}
+        rates = {"discriminator": config.optim.lr_d}
+        gan.learner_d = Learner(networks, rates, config.optim)
     size, count = config.data.image_size, config.train.batch_size
     right, wrong = torch.randn(2, count, TEXT_IN)
     noise = torch.randn(count, config.model.noise_dim)

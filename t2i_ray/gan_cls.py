@@ -8,17 +8,15 @@ trained) and one of the generator, from the whole batch's gradient.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Adam
 
-from t2i_ray.config import Config, Optim
+from t2i_ray.config import Config
+from t2i_ray.learner import Learner
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss, matching_loss
 from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
 
@@ -32,23 +30,6 @@ class Piece(NamedTuple):
     right: Tensor  # [b, ...] encoder rows of a caption of the picture
     wrong: Tensor  # [b, ...] encoder rows of a caption of another picture
     noise: Tensor  # [b, z]
-
-
-class Reducer(nn.Module):
-    """What DistributedDataParallel wraps: it owns networks, and its forward hands back the loss.
-
-    DDP averages gradients over the workers in the backward that follows its own forward. Calling
-    it on the loss, right before that backward, puts the averaging exactly where it is due,
-    however many graphs of the same network are alive at that moment.
-    """
-
-    def __init__(self, *networks: nn.Module):
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, loss: Tensor) -> Tensor:
-        """The loss itself."""
-        return loss
 
 
 class GanCls:
@@ -66,7 +47,7 @@ class GanCls:
     def __init__(
         self, config: Config, encoder: nn.Module, text_in: int, device: str | torch.device = "cpu"
     ):
-        model, self.optim, self.train = config.model, config.optim, config.train
+        model, optim, self.train = config.model, config.optim, config.train
         self.decay = model.ema
         self.device = torch.device(device)
         self.dtype = torch.float64 if self.train.precision == "float64" else torch.float32
@@ -83,18 +64,12 @@ class GanCls:
         self.encoder_ema = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         reserve_statistics(self.generator_ema)
 
-        betas = (self.optim.beta1, self.optim.beta2)
-        of_g = list(self.generator.parameters())
-        of_d = list(self.discriminator.parameters())
-        of_encoder = [p for p in self.encoder.parameters() if p.requires_grad]
-        self.critic_parameters = of_d + of_encoder
-        group_g = {"params": of_g, "base_lr": self.optim.lr_g}
-        group_d = {"params": of_d, "base_lr": self.optim.lr_d}
-        group_encoder = {"params": of_encoder, "base_lr": self.optim.lr_encoder}
-        self.optimizer_g = Adam([group_g], betas=betas, fused=True)
-        self.optimizer_d = Adam([group_d, group_encoder], betas=betas, fused=True)
-        self.reduce_g: nn.Module = Reducer(self.generator)
-        self.reduce_d: nn.Module = Reducer(self.discriminator, self.encoder)
+        self.learner_g = Learner({"generator": self.generator}, {"generator": optim.lr_g}, optim)
+        self.learner_d = Learner(
+            {"discriminator": self.discriminator, "encoder": self.encoder},
+            {"discriminator": optim.lr_d, "encoder": optim.lr_encoder},
+            optim,
+        )
         if self.train.compile:
             for part in (self.generator, self.discriminator.trunk, self.discriminator.head):
                 part.compile()
@@ -102,8 +77,8 @@ class GanCls:
     def distribute(self) -> None:
         """Average gradients over the workers of the default process group, if there is one."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.reduce_g = DistributedDataParallel(self.reduce_g, gradient_as_bucket_view=True)
-            self.reduce_d = DistributedDataParallel(self.reduce_d, gradient_as_bucket_view=True)
+            self.learner_g.distribute()
+            self.learner_d.distribute()
 
     # ---------------------------------------------------------------------------- the step
 
@@ -122,11 +97,8 @@ class GanCls:
             Losses and shares of right answers, 0-dim and detached, scaled so that their sum
             over the workers is the mean over the batch.
         """
-        factor = schedule(self.optim, step, self.train.steps)
-        for optimizer in (self.optimizer_d, self.optimizer_g):
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
-            optimizer.zero_grad()
+        self.learner_d.begin(step, self.train.steps)
+        self.learner_g.begin(step, self.train.steps)
         update = self._simultaneous if self.train.update == "simultaneous" else self._alternating
         # DDP averages over workers, whose shares may differ: world / micro_batches for each piece
         # makes that average the mean over all pieces.
@@ -147,9 +119,9 @@ class GanCls:
                 fakes.append(self._draw(piece.noise, codes[-1]))
             features = self._features(fakes[-1].detach())
             loss, _, outcome = self._critic_loss(piece.images, features, right, wrong)
-            self._backward(self.reduce_d, loss * scale, self.critic_parameters, last)
+            self.learner_d.backward(loss * scale, last)
             outcomes.append(outcome)
-        self.optimizer_d.step()
+        self.learner_d.update()
 
         self.discriminator.requires_grad_(False)  # so that no gradient of D is computed
         for i, (last, piece) in enumerate(_mark_last(pieces)):
@@ -160,10 +132,10 @@ class GanCls:
             loss, outcome = self._generator_loss(
                 features, self._score(features, codes[i]), codes[i]
             )
-            self._backward(self.reduce_g, loss * scale, list(self.generator.parameters()), last)
+            self.learner_g.backward(loss * scale, last)
             outcomes[i] |= outcome
         self.discriminator.requires_grad_(True)
-        self.optimizer_g.step()
+        self.learner_g.update()
         return outcomes
 
     def _simultaneous(self, pieces: Sequence[Piece], scale: float) -> list[dict[str, Tensor]]:
@@ -175,11 +147,11 @@ class GanCls:
             features = self._features(fake)
             loss_d, score, outcome_d = self._critic_loss(piece.images, features, right, wrong)
             loss_g, outcome_g = self._generator_loss(features, score, right.detach())
-            self._backward(self.reduce_d, loss_d * scale, self.critic_parameters, last, keep=True)
-            self._backward(self.reduce_g, loss_g * scale, list(self.generator.parameters()), last)
+            self.learner_d.backward(loss_d * scale, last, keep=True)
+            self.learner_g.backward(loss_g * scale, last)
             outcomes.append(outcome_d | outcome_g)
-        self.optimizer_d.step()
-        self.optimizer_g.step()
+        self.learner_d.update()
+        self.learner_g.update()
         return outcomes
 
     def _encode(self, piece: Piece) -> tuple[Tensor, Tensor]:
@@ -237,23 +209,6 @@ class GanCls:
             outcome["g_match"] = match.detach()
         return loss, outcome
 
-    def _backward(
-        self,
-        reduce: nn.Module,
-        loss: Tensor,
-        parameters: Sequence[Tensor],
-        last: bool,
-        keep: bool = False,
-    ) -> None:
-        """Add the loss's gradient to these parameters; on the last piece, average over workers.
-
-        The pieces before do not go through DDP at all: even under no_sync its forward may talk
-        to the other workers, and those have another number of pieces.
-        """
-        if last:
-            loss = reduce(loss)
-        torch.autograd.backward(loss, inputs=parameters, retain_graph=keep)
-
     def _average(self, step: int) -> None:
         """EMA of generator and encoder; its first steps are shorter, to forget the start."""
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -307,33 +262,16 @@ class GanCls:
             "encoder_ema": self.encoder_ema,
         }
 
-    def _optimizers(self) -> dict[str, tuple[Adam, dict[str, nn.Parameter]]]:
-        """Each optimiser with the names of its parameters."""
-        return {
-            "optimizer_g": (self.optimizer_g, dict(self.generator.named_parameters())),
-            "optimizer_d": (
-                self.optimizer_d,
-                {
-                    f"{prefix}.{name}": parameter
-                    for prefix in ("discriminator", "encoder")
-                    for name, parameter in self._networks()[prefix].named_parameters()
-                },
-            ),
-        }
+    def _learners(self) -> dict[str, Learner]:
+        return {"optimizer_g": self.learner_g, "optimizer_d": self.learner_d}
 
     def state(self) -> State:
         """All tensors needed to go on bit for bit: part -> name -> a copy in main memory.
 
-        Parts are the networks' state dicts, and for the optimisers "exp_avg.<parameter>" and the
-        like.
+        Parts are the networks' state dicts and the optimisers' tensors, see `Learner.state`.
         """
         parts = {name: dict(network.state_dict()) for name, network in self._networks().items()}
-        for part, (optimizer, parameters) in self._optimizers().items():
-            parts[part] = {
-                f"{kind}.{name}": value
-                for name, parameter in parameters.items()
-                for kind, value in optimizer.state.get(parameter, {}).items()
-            }
+        parts |= {name: learner.state() for name, learner in self._learners().items()}
         return {
             part: {
                 name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -348,28 +286,12 @@ class GanCls:
         Raises:
             KeyError, RuntimeError: a part or tensor is unknown, missing or of another shape.
         """
-        networks, optimizers = self._networks(), self._optimizers()
+        networks, learners = self._networks(), self._learners()
         for part, tensors in state.items():
             if part in networks:
                 networks[part].load_state_dict(tensors)
-                continue
-            optimizer, parameters = optimizers[part]
-            optimizer.state.clear()
-            for key, value in tensors.items():
-                kind, name = key.split(".", 1)
-                parameter = parameters[name]
-                # The fused kernel wants moments laid out as the parameter is.
-                room = parameter.detach() if value.dim() else value.to(self.device)
-                optimizer.state[parameter][kind] = torch.empty_like(room).copy_(value)
-
-
-def schedule(optim: Optim, step: int, steps: int) -> float:
-    """Factor on the learning rates at this step of so many."""
-    if optim.schedule == "halving":
-        return float(0.5 ** (step // optim.halve_every))
-    if optim.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
-    return 1.0
+            else:
+                learners[part].load_state(tensors)
 
 
 def _mark_last(pieces: Sequence[Piece]) -> list[tuple[bool, Piece]]:

@@ -21,6 +21,11 @@ S3 = pytest.StashKey[Future[S3Server]]()
 STARTER = ThreadPoolExecutor(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that need the S3 server come last: until then it has started."""
+    items.sort(key=lambda item: "s3" in getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the S3 server beside the first tests: it takes some 20 s."""
     if any("s3" in getattr(item, "fixturenames", ()) for item in session.items):

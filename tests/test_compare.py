@@ -98,19 +98,20 @@ def test_a_difference_is_paired_by_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("costs", "qualities", "front"),
+    ("points", "front"),
     [
-        ([], [], []),
-        ([3], [1], [0]),
-        ([1, 2, 3], [1, 2, 3], [0, 1, 2]),
-        ([3, 2, 1], [1, 2, 3], [2]),
-        ([1, 1, 2], [5, 6, 6], [1]),  # dearer and no better
-        ([1, 2, 1], [5, 7, 5], [0, 2, 1]),  # equal ones share their place
-        ([1, 2, 3, 4], [5, 4, 6, 5.5], [0, 2]),
+        ([], []),
+        ([(3, 1)], [0]),
+        ([(1, -1), (2, -2), (3, -3)], [0, 1, 2]),
+        ([(3, -1), (2, -2), (1, -3)], [2]),
+        ([(1, -5), (1, -6), (2, -6)], [1]),  # dearer and no better
+        ([(1, -5), (2, -7), (1, -5)], [0, 2, 1]),  # equal ones share their place
+        ([(1, -5), (2, -4), (3, -6), (4, -5.5)], [0, 2]),
+        ([(1, 2, 3), (2, 1, 3), (2, 2, 2), (2, 2, 3)], [0, 1, 2]),
     ],
 )
-def test_pareto_front(costs: list[float], qualities: list[float], front: list[int]) -> None:
-    assert pareto_front(costs, qualities) == front
+def test_pareto_front(points: list[tuple[float, ...]], front: list[int]) -> None:
+    assert pareto_front(points) == front
 
 
 # ------------------------------------------------------------------------ what is compared

@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from t2i_ray.config import (
     Config,
+    Search,
     Section,
+    Sweep,
     UserError,
     flatten,
     identity_hash,
@@ -15,6 +19,7 @@ from t2i_ray.config import (
     json_schema,
     load_config,
     parse_config,
+    sweep_schema,
 )
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -113,9 +118,9 @@ def test_every_field_says_whether_it_is_identity_and_what_it_is() -> None:
                 assert isinstance(field.json_schema_extra, dict), f"{section.__name__}.{name}"
                 assert "identity" in field.json_schema_extra, f"{section.__name__}.{name}"
 
-    sections = [s for s in Section.__subclasses__() if s.__module__ == Section.__module__]
-    assert Config in sections
-    for section in sections:
+    sections = {s for s in Section.__subclasses__() if s.__module__.startswith("t2i_ray.config.")}
+    assert {Config, Search, Sweep} < sections
+    for section in sections - {Sweep}:  # whose fields are sections
         check(section)
 
 
@@ -134,8 +139,20 @@ def test_no_field_could_hold_a_credential() -> None:
             assert word not in name.replace("max_tokens", "")
 
 
-def test_checked_in_schema_is_current() -> None:
-    assert json.loads((CONFIGS / "schema.json").read_text()) == json_schema()
+@pytest.mark.parametrize(
+    ("folder", "schema"), [("configs", json_schema()), ("tune_configs", sweep_schema())]
+)
+def test_checked_in_schemas_are_current_and_fit_what_is_shipped(
+    folder: str, schema: dict[str, object]
+) -> None:
+    there = CONFIGS.parent / folder
+    assert json.loads((there / "schema.json").read_text()) == schema
+    for path in there.glob("*.yaml"):
+        document = yaml.safe_load(path.read_text())
+        jsonschema.validate(document, schema)
+        assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n")
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**document, "trian": {}}, schema)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from runner import Runner
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.yaml"
-STEPS = 500  # of 64 pictures
+STEPS = 400  # of 64 pictures
 
 
 def test_demo_learns(runner: Runner, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import batch_norm, conv2d, conv_transpose2d, leaky_relu, linear
 
 from t2i_ray.config import Config, Optim, UserError, parse_config
-from t2i_ray.gan_cls import GanCls, Piece, schedule
+from t2i_ray.gan_cls import GanCls, Piece
+from t2i_ray.learner import schedule
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss
 from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
 
@@ -162,11 +163,11 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
     of_d = [*d.values(), *e.values()]
     gradients_d = torch.autograd.grad(loss_d + torch.stack(matching_d).mean(), of_d)
     if update == "alternating":
-        for group in gan.optimizer_d.param_groups:
+        for group in gan.learner_d.optimizer.param_groups:
             group["lr"] = group["base_lr"]
         for parameter, gradient in zip(of_d, gradients_d, strict=True):
             parameter.grad = gradient
-        gan.optimizer_d.step()
+        gan.learner_d.optimizer.step()
 
     losses_g, matching_g = [], []
     for piece, code in zip(pieces, codes, strict=True):
@@ -408,11 +409,12 @@ def test_schedules() -> None:
 
 
 def test_the_step_sets_the_scheduled_rates() -> None:
-    gan = make_gan()
-    gan.optim = gan.optim.model_copy(update={"schedule": "halving", "halve_every": 3})
+    document = make_config().model_dump(mode="json")
+    document["optim"] |= {"schedule": "halving", "halve_every": 3}
+    gan = GanCls(parse_config(document), TinyEncoder(), DIM)
     gan.step(make_pieces(1), 7, 1, 1)
-    assert [group["lr"] for group in gan.optimizer_d.param_groups] == [2e-3 / 4, 5e-4 / 4]
-    assert [group["lr"] for group in gan.optimizer_g.param_groups] == [1e-3 / 4]
+    assert [group["lr"] for group in gan.learner_d.optimizer.param_groups] == [2e-3 / 4, 5e-4 / 4]
+    assert [group["lr"] for group in gan.learner_g.optimizer.param_groups] == [1e-3 / 4]
 
 
 def test_captions_of_any_scale_reach_the_picture() -> None:

@@ -23,6 +23,7 @@ ROOMS = [
     "checkpoint",
     "runs",
     "gan_cls",
+    "learner",
     "encoders",
     "data",
     "losses",

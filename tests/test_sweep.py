@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow_server import MlflowServer
 from runner import TINY, Runner, finish, until
 
 from t2i_ray.config import Sweep, UserError, load_sweep, parse_sweep
@@ -314,12 +315,14 @@ def test_the_weak_take_over_the_strong_whatever_the_order(tmp_path: Path) -> Non
     worst, best = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
     for takeover in found:
         assert (takeover.member, takeover.donor) == (worst, best)
-        inherited = there.read(f"runs/{worst}/inherited/step_{takeover.step:08d}/weights")
-        assert inherited == f"{best} at {takeover.step}".encode()
         rate = takeover.after["optim.lr_g"]
         assert 1e-4 <= rate <= 1e-2
         assert rate != takeover.before["optim.lr_g"]
     assert found[1].before == found[0].after
+    # Of what was inherited, only the last is kept.
+    (inherited,) = [key for key in there.list(f"runs/{worst}/inherited") if "weights" in key]
+    assert inherited.endswith("step_00000040/weights")
+    assert there.read(inherited) == f"{best} at 40".encode()
 
 
 def test_a_member_that_failed_is_left_out(tmp_path: Path) -> None:
@@ -432,6 +435,41 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     other = write(runner, "killed-sweep", document({"optim.lr_g": {"grid": [0.5]}}))
     error = runner.run("tune", other, code=2).strip().splitlines()[-1]
     assert error.startswith("error: name='killed-sweep'")
+
+
+def test_mlflow_may_be_away(runner: Runner, tmp_path: Path) -> None:
+    """When it is back, the same command gives it all: curves, later measures, and the links."""
+    server = MlflowServer(tmp_path)  # not started yet
+    text = document({"optim.lr_g": {"grid": [0.001]}})
+    text["train"]["steps"] = 20
+    text["tracking"] = {"uri": server.uri}
+    path = write(runner, "in-the-dark", text)
+    output = runner.run("tune", path)
+    assert "MLflow is behind; the same command again" in output
+    name, store = "in-the-dark-000-seed-0", ["--storage", str(runner.folder / "store")]
+    record = runner.record(name)
+    assert (record.status, record.published) == ("FINISHED", False)
+    output = runner.run("evaluate", name, "--count", "64", *store)
+    assert f"t2i-ray sync {name}" in output
+    try:
+        server.start()
+        runner.run("tune", path)
+        assert runner.record(name).published
+        curves = runner.curves(name, server.uri)
+        assert [step for step, _ in curves["d_loss"]] == list(range(1, 21))
+        trial = runner.mlflow_run(name, server.uri)
+        client = runner.mlflow(server.uri)
+        parent = client.get_run(trial.data.tags["mlflow.parentRunId"])
+        paths = [file.path for file in client.list_artifacts(parent.info.run_id, "compare")]
+    finally:
+        server.stop()
+    assert trial.info.status == parent.info.status == "FINISHED"
+    measured = runner.folder / f"store/runs/{name}/evaluation/test.json"
+    expected = json.loads(measured.read_text())["metrics"]["test/agreement/mean"]
+    assert trial.data.metrics["test/agreement/mean"] == expected
+    assert parent.data.tags["t2i_ray.trials.finished"] == "1"
+    assert "search.metric" in parent.data.params
+    assert "compare/report.html" in paths
 
 
 def test_what_is_stopped_early_and_what_fails(runner: Runner) -> None:

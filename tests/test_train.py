@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from mlflow_server import MlflowServer
 from runner import RUN, STEPS, Runner, finish, until
 from servers import S3Server, free_port
 
-from t2i_ray.checkpoint import Checkpoints
-from t2i_ray.config import Storage
+from t2i_ray.checkpoint import Checkpoints, DamagedCheckpoint
+from t2i_ray.config import Storage, load_config
 from t2i_ray.runs import read_run, run_store
 from t2i_ray.storage import open_store
+from t2i_ray.tracking import describe
+from t2i_ray.train import Job, Worker, train
 
 
 def assert_same_run(runner: Runner, name: str, unbroken: str) -> None:
@@ -109,6 +112,16 @@ def test_broken_in_every_way(runner: Runner, unbroken: str) -> None:
     assert "continues from step" in output
     assert len(runner.record(name).attempts) == 4
     assert_same_run(runner, name, unbroken)
+
+
+def test_weights_to_inherit_must_be_there(runner: Runner, unbroken: str) -> None:
+    config = load_config(runner.config(unbroken), list(RUN))
+    data, about = runner.record(unbroken).data, describe(config, key=unbroken).to_json()
+    job = Job(config.model_dump(mode="json"), data, None, about)
+    with pytest.raises(DamagedCheckpoint, match="runs/nobody"):
+        train(replace(job, inherits={"of": "runs/nobody", "step": STEPS}), Worker())
+    with pytest.raises(RuntimeError, match=f"step {STEPS + 1}.*step {STEPS}"):
+        train(replace(job, inherits={"of": "runs/nobody", "step": STEPS + 1}), Worker())
 
 
 def assert_curves_agree(runner: Runner, one: str, two: str, steps: int, tolerance: float) -> None:

@@ -205,10 +205,12 @@ def sync(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    sweep: Annotated[bool, typer.Option("--sweep", help="A sweep's instead.")] = False,
+) -> None:
     """Print the JSON Schema of a run's YAML."""
     import json
 
-    from t2i_ray.config import json_schema
+    from t2i_ray.config import json_schema, sweep_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    print(json.dumps(sweep_schema() if sweep else json_schema(), indent=2))

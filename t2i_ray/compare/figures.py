@@ -111,8 +111,10 @@ def cost(comparison: Comparison, theme: Theme) -> bytes | None:
         known = costed(rows)
         seconds = [row.seconds[1] for row in known if row.seconds]
         means = [row.mean or 0.0 for row in known]
-        sign = 1 if comparison.larger else -1
-        front = statistics.pareto_front(seconds, [sign * mean for mean in means])
+        sign = -1 if comparison.larger else 1
+        front = statistics.pareto_front(
+            [(cost, sign * mean) for cost, mean in zip(seconds, means, strict=True)]
+        )
         _scatter(axes, comparison, known, seconds, theme)
         axes.plot([seconds[i] for i in front], [means[i] for i in front], "o-", ms=13, lw=1.2,
                   mfc="none", color=theme.faint, zorder=1,

@@ -71,20 +71,22 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
     )
 
 
-def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Indices of the points that no other beats, the cheapest first.
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the points that no other beats, sorted by their first objective, then the next.
 
-    One point beats another if it costs no more and is no worse, and is better in one of the two
-    (Pareto 1906). Equal points are all on the front or all off it.
+    One point beats another if it is no worse in any objective and better in one (Pareto 1906).
+    Equal points are all on the front or all off it.
 
     Args:
-        costs: smaller is better.
-        qualities: larger is better.
+        points: each with as many objectives, all to be small.
     """
-    front: list[int] = []
-    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -qualities[i])):
-        best = front[-1] if front else i
-        equal = (costs[i], qualities[i]) == (costs[best], qualities[best])
-        if equal or qualities[i] > qualities[best]:
-            front.append(i)
-    return front
+
+    def beaten(mine: Sequence[float]) -> bool:
+        return any(
+            all(a <= b for a, b in zip(other, mine, strict=True)) and list(other) != list(mine)
+            for other in points
+        )
+
+    return sorted(
+        (i for i, mine in enumerate(points) if not beaten(mine)), key=lambda i: list(points[i])
+    )

@@ -1,5 +1,8 @@
 """What a run is: typed sections, one YAML per run, dotted overrides, and the run's identity."""
 
+from t2i_ray.config.data import Data, Emoji, Folder, Source, SyntheticFlowers
+from t2i_ray.config.encoders import BiGRU, EncoderConfig, HuggingFace
+from t2i_ray.config.fields import Section
 from t2i_ray.config.identity import flatten, identity_hash, identity_of, operational_names
 from t2i_ray.config.reading import (
     UserError,
@@ -9,22 +12,9 @@ from t2i_ray.config.reading import (
     validate,
     with_overrides,
 )
-from t2i_ray.config.sections import (
-    BiGRU,
-    Config,
-    Data,
-    Emoji,
-    EncoderConfig,
-    Folder,
-    HuggingFace,
-    Optim,
-    Section,
-    Source,
-    Storage,
-    SyntheticFlowers,
-    Tracking,
-)
-from t2i_ray.config.sweep import Dimension, Pbt, Search, Sweep, load_sweep, parse_sweep, with_values
+from t2i_ray.config.search import Dimension, Pbt, Search
+from t2i_ray.config.sections import Config, Optim, Storage, Tracking
+from t2i_ray.config.sweep import Sweep, load_sweep, parse_sweep, sweep_schema, with_values
 
 __all__ = [
     "BiGRU",
@@ -54,6 +44,7 @@ __all__ = [
     "operational_names",
     "parse_config",
     "parse_sweep",
+    "sweep_schema",
     "validate",
     "with_overrides",
     "with_values",

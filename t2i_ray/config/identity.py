@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from t2i_ray.config.sections import Config, Section
+from t2i_ray.config.fields import Section
+from t2i_ray.config.sections import Config
 
 
 def identity_of(config: Config) -> dict[str, Any]:

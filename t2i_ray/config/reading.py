@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from t2i_ray.config.sections import Config, Section
+from t2i_ray.config.fields import Section
+from t2i_ray.config.sections import Config
 
 S = TypeVar("S", bound=Section)
 

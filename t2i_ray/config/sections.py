@@ -1,126 +1,14 @@
-"""What a run's YAML may say: its sections and fields, with their defaults and limits.
-
-Every field is either *identity* (the curve depends on it) or *operational* (workers, storage,
-intervals, logging).
-"""
+"""What a run's YAML may say: its sections and fields, with their defaults and limits."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
-
-def identity(default: Any = ..., *, doc: str, **constraints: Any) -> Any:
-    """A field on which the run's curve depends."""
-    return Field(default, description=doc, json_schema_extra={"identity": True}, **constraints)
-
-
-def operational(default: Any = ..., *, doc: str, **constraints: Any) -> Any:
-    """A field that may change from attempt to attempt without changing the curve."""
-    return Field(default, description=doc, json_schema_extra={"identity": False}, **constraints)
-
-
-class Section(BaseModel):
-    """Unknown keys are errors; a config never changes after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-# ------------------------------------------------------------------------------------ data
-
-
-class SyntheticFlowers(Section):
-    """Flowers drawn by this program, with captions and their attributes as ground truth."""
-
-    kind: Literal["synthetic-flowers"] = "synthetic-flowers"
-    images: int = operational(6000, doc="How many pictures to draw, all splits together.", ge=64)
-    seed: int = operational(0, doc="Seed of the drawings and their captions.", ge=0)
-
-
-class Emoji(Section):
-    """Colour emoji drawn from a font, captioned by their names."""
-
-    kind: Literal["emoji"] = "emoji"
-    font: str | None = operational(
-        None, doc="Path of a colour-emoji font (.ttf); none: the usual places are searched."
-    )
-    language: str = operational("en", doc="Language of the names, as the emoji package has it.")
-
-
-class Folder(Section):
-    """A folder of images with captions in a JSONL or CSV file."""
-
-    kind: Literal["folder"] = "folder"
-    path: str = operational(doc="The folder that holds the images.")
-    captions: str = operational(
-        "captions.jsonl",
-        doc="JSONL or CSV file, relative to the folder: image, caption or captions, and "
-        "optionally class, split and any further columns (kept as attributes).",
-    )
-    licence: str = operational("unknown", doc="Licence of the pictures, kept in the manifest.")
-
-
-Source = Annotated[SyntheticFlowers | Emoji | Folder, Field(discriminator="kind")]
-
-
-class Data(Section):
-    """Where pictures and captions come from, and how they are fed.
-
-    The source's fields are operational because the prepared data's digest stands for them.
-    """
-
-    source: Source = operational(SyntheticFlowers(), doc="What to prepare and train on.")
-    image_size: int = identity(64, doc="Height and width that is trained, pixels.", ge=16)
-    load_size: int = identity(
-        76,
-        doc="Height and width that is stored, pixels; a random crop of image_size is fed.",
-        ge=16,
-    )
-    flip: bool = identity(True, doc="Mirror every other picture, at random.")
-    shard_size: int = operational(1024, doc="Pictures in one stored shard.", ge=1)
-    max_rejected: float = operational(
-        0.05, doc="Largest share of unusable pictures before prepare gives up.", ge=0, le=1
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Data:
-        if self.load_size < self.image_size:
-            raise ValueError(
-                f"data.load_size={self.load_size} is smaller than data.image_size="
-                f"{self.image_size}; set data.load_size to {self.image_size} or more"
-            )
-        return self
-
-
-# -------------------------------------------------------------------------------- networks
-
-
-class BiGRU(Section):
-    """An embedding layer and a bidirectional GRU, trained together with the GAN."""
-
-    kind: Literal["bigru"] = "bigru"
-    vocabulary: int = identity(4096, doc="Most words kept from the training captions.", ge=16)
-    embedding_dim: int = identity(128, doc="Width of a word's embedding.", ge=1)
-    hidden_dim: int = identity(256, doc="Width of each direction's state.", ge=1)
-    dim: int = identity(1024, doc="Width of a caption's code.", ge=1)
-    max_tokens: int = identity(32, doc="Words read of a caption; the rest is cut.", ge=1)
-
-
-class HuggingFace(Section):
-    """Any Hugging Face text model, frozen; its embeddings are computed once and cached."""
-
-    kind: Literal["huggingface"] = "huggingface"
-    model: str = identity(
-        doc="Name on the hub, or a local folder, e.g. xlnet/xlnet-base-cased; loaded from "
-        "safetensors without remote code."
-    )
-    revision: str | None = identity(None, doc="Commit of the model on the hub.")
-    max_tokens: int = identity(64, doc="Tokens read of a caption; the rest is cut.", ge=1)
-    batch_size: int = operational(64, doc="Captions embedded at a time.", ge=1)
-
-
-EncoderConfig = Annotated[BiGRU | HuggingFace, Field(discriminator="kind")]
+from t2i_ray.config.data import Data
+from t2i_ray.config.encoders import BiGRU, EncoderConfig
+from t2i_ray.config.fields import Section, identity, operational
 
 
 class Model(Section):
@@ -142,9 +30,6 @@ class Model(Section):
     ema: float = identity(
         0.999, doc="Decay per step of the averaged generator (and encoder); 0: none.", ge=0, lt=1
     )
-
-
-# -------------------------------------------------------------------------------- training
 
 
 class Optim(Section):
@@ -234,9 +119,6 @@ class Evaluation(Section):
 
     every: int = operational(0, doc="Steps between two evaluations; 0: none.", ge=0)
     samples: int = operational(512, doc="Pictures generated for one evaluation.", ge=2)
-
-
-# --------------------------------------------------------------------------- where it runs
 
 
 class Storage(Section):

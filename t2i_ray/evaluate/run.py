@@ -6,21 +6,24 @@ import json
 
 import numpy as np
 
-from t2i_ray.checkpoint import Checkpoint, Checkpoints
-from t2i_ray.config import Config, UserError
+from t2i_ray import tracking
+from t2i_ray.checkpoint import Checkpoints
+from t2i_ray.config import UserError
 from t2i_ray.data import open_prepared
-from t2i_ray.evaluate.measure import Measures, measure
+from t2i_ray.evaluate.measure import measure
 from t2i_ray.evaluate.reader import ensure_reader, load_reader
 from t2i_ray.generate import Pipeline
-from t2i_ray.runs import RunRecord, run_store
+from t2i_ray.runs import RunRecord, run_store, write_run
 from t2i_ray.storage import Store
-from t2i_ray.tracking import About, Tracker, resolve
 
 
-def evaluate_run(store: Store, record: RunRecord, split: str, count: int) -> str:
+def evaluate_run(
+    store: Store, record: RunRecord, split: str, count: int, patience: float = 20
+) -> str:
     """Generate from captions of a split, measure, log as ``<split>/...``; a table for people.
 
-    Measured again, a checkpoint keeps in MLflow what was logged first.
+    Measured again, a checkpoint keeps in MLflow what was logged first. An MLflow that does not
+    answer is waited for ``patience`` seconds; what it did not take, ``t2i-ray sync`` sends.
 
     Raises:
         UserError: the run has no checkpoint, or its data no attributes or too few pictures.
@@ -45,21 +48,18 @@ def evaluate_run(store: Store, record: RunRecord, split: str, count: int) -> str
         **measures.to_json(),
     }
     folder.write(f"evaluation/{split}.json", json.dumps(document, indent=1).encode())
-    shown = _show(store, checkpoint, pipeline.config, measures)
-    return f"{record.name}, step {checkpoint.step}: {measures.table()}" + (
-        "" if shown else "\nMLflow did not take these; evaluate again when it is back"
+    snapshot = checkpoint.documents["tracking"]
+    shown = tracking.add(
+        tracking.resolve(pipeline.config),
+        snapshot,
+        store,
+        checkpoint.step,
+        measures.metrics,
+        timeout=patience,
     )
-
-
-def _show(store: Store, checkpoint: Checkpoint, config: Config, measures: Measures) -> bool:
-    """Log to MLflow, under the run; whether it is there. What it has of this step stays."""
-    destination, snapshot = resolve(config), checkpoint.documents["tracking"]
-    if destination is None or not snapshot:
-        return True
-    about = About.from_json(snapshot["about"])
-    tracker = Tracker(destination, about, store, owner=False)
-    tracker.log(checkpoint.step, measures.metrics)
-    tracker.commit()
-    shown = tracker.flush(timeout=60)
-    tracker.close()
-    return shown
+    if not shown and record.status != "RUNNING":
+        record.published = False
+        write_run(store, record)
+    return f"{record.name}, step {checkpoint.step}: {measures.table()}" + (
+        "" if shown else f"\nMLflow did not take these yet: t2i-ray sync {record.name}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def sync(
     patience: float = 20,
     model: bool = True,
 ) -> bool:
-    """Give MLflow whatever it lacks of a run, its model and its status; whether it has all.
+    """Give MLflow whatever it lacks of a run, its measures, model and status; whether it has all.
 
     What the newest checkpoint held back is sent again: what MLflow has already, it stores once.
     An MLflow that does not answer is waited for ``patience`` seconds.
@@ -74,6 +75,11 @@ def sync(
     if checkpoint is not None:
         left = checkpoint.documents["tracking"]
         complete = tracking.sync(destination, left, store, patience, attempt=record.attempt)
+        for key in run_store(store, record.name).list("evaluation") if complete else ():
+            measured = json.loads(run_store(store, record.name).read(key))
+            complete &= tracking.add(
+                destination, left, store, measured["step"], measured["metrics"], patience
+            )
     if complete and destination and checkpoint and record.status == "FINISHED" and model:
         complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
     if complete:

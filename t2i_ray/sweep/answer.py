@@ -87,10 +87,7 @@ class Part:
 
     def markdown(self) -> str:
         """A table for people."""
-        lines = [self.columns(), ["---"] * len(self.columns()), *self.lines()]
-        safe = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-        table = "\n".join(f"| {' | '.join(line)} |" for line in safe)
-        return f"{self.caption()}\n\n{table}\n"
+        return f"{self.caption()}\n\n{_markdown(self.columns(), self.lines())}"
 
     def table(self) -> Table:
         """The same for a terminal."""
@@ -103,11 +100,32 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How a trial stands."""
+
+    name: str
+    key: str | None  # of its run; None: it never began
+    setting: str
+    status: str
+    step: int
+    reason: str
+
+    def cells(self) -> list[str]:
+        """As text: trial, setting, status, step, reason."""
+        return [self.name, self.setting, self.status, str(self.step), self.reason]
+
+
+@dataclass(frozen=True)
 class Answer:
     """What the search found, and what was confirmed."""
 
     parts: list[Part]
-    failures: list[str]  # "trial: why"
+    trials: list[Ended]
+
+    @property
+    def failures(self) -> list[str]:
+        """Who failed, and why."""
+        return [f"{one.name}: {one.reason}" for one in self.trials if one.status == "FAILED"]
 
     @property
     def best(self) -> Row | None:
@@ -133,9 +151,10 @@ class Answer:
         return document
 
     def markdown(self) -> str:
-        """Tables for people."""
-        failures = "".join(f"- {failure}\n" for failure in self.failures)
-        return "\n".join([*(part.markdown() for part in self.parts), failures])
+        """Tables for people: the settings, then every trial."""
+        columns = ["trial", "setting", "status", "step", "reason"]
+        trials = _markdown(columns, [trial.cells() for trial in self.trials])
+        return "\n".join([*(part.markdown() for part in self.parts), trials])
 
     def text(self) -> str:
         """The same for a terminal."""
@@ -154,14 +173,18 @@ def collect(store: Store, sweep: Sweep, trials: list[Trial], reasons: Mapping[st
         for stage in stages
         if stage == "search" or any(trial.stage == stage for trial in trials)
     ]
-    failures = [
-        f"{record.name}: {record.reason}"
-        for trial in trials
-        if (record := read_run(store, trial.name)) and record.status == "FAILED"
-    ]
-    unborn = [name for name in reasons if read_run(store, name) is None]
-    failures += [f"{name}: {reasons[name]}" for name in unborn]
-    return Answer(parts, failures)
+    return Answer(parts, [_ended(store, trial, reasons) for trial in trials])
+
+
+def _ended(store: Store, trial: Trial, reasons: Mapping[str, str]) -> Ended:
+    record = read_run(store, trial.name)
+    if record is None:
+        reason = reasons.get(trial.name, "")
+        status = "FAILED" if reason else "not begun"
+        return Ended(trial.name, None, trial.setting.label, status, 0, reason)
+    return Ended(
+        trial.name, record.key, trial.setting.label, record.status, record.step, record.reason or ""
+    )
 
 
 def winners(store: Store, sweep: Sweep, trials: list[Trial]) -> list[Setting]:
@@ -176,6 +199,12 @@ def winners(store: Store, sweep: Sweep, trials: list[Trial]) -> list[Setting]:
             setting = settings[row.setting]
             found.setdefault(setting.labels[confirm.by] if confirm.by else "", setting)
     return list(found.values())
+
+
+def _markdown(columns: list[str], lines: list[list[str]]) -> str:
+    rows = [columns, ["---"] * len(columns), *lines]
+    safe = ([" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows)
+    return "".join(f"| {' | '.join(row)} |\n" for row in safe)
 
 
 def _part(store: Store, sweep: Sweep, stage: Stage, trials: list[Trial]) -> Part:
@@ -202,27 +231,18 @@ def _part(store: Store, sweep: Sweep, stage: Stage, trials: list[Trial]) -> Part
         else {}
     )
     modes = [search.mode, *search.also.values()]
-    points = {
-        row.setting: [
-            value if mode == "min" else -value
-            for value, mode in zip([row.mean, *costs[row.setting]], modes, strict=True)
+    known = [row for row in ranked if also and row.mean is not None]
+    front = statistics.pareto_front(
+        [
+            [
+                value if mode == "min" else -value
+                for value, mode in zip([row.mean or 0.0, *costs[row.setting]], modes, strict=True)
+            ]
+            for row in known
         ]
-        for row in ranked
-        if also and row.mean is not None
-    }
-    return Part(stage, metric, sweep.run.train.steps, ranked, also, _front(points))
-
-
-def _front(points: dict[str, list[float]]) -> list[str]:
-    """Those that no other is at least as good as everywhere and better somewhere; all minimised."""
-
-    def beaten(mine: list[float]) -> bool:
-        return any(
-            all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine
-            for other in points.values()
-        )
-
-    return [name for name, values in points.items() if not beaten(values)]
+    )
+    settings = [known[i].setting for i in front]
+    return Part(stage, metric, sweep.run.train.steps, ranked, also, settings)
 
 
 def _row(

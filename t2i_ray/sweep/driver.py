@@ -10,7 +10,7 @@ from typing import Any
 from t2i_ray import tracking
 from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
-from t2i_ray.launch import StopOnSignal, connect, with_absolute_paths
+from t2i_ray.launch import StopOnSignal, connect, sync, with_absolute_paths
 from t2i_ray.runs import STOPPED, now, read_run, write_run
 from t2i_ray.storage import MissingKey, Store, check_writable, open_store
 from t2i_ray.sweep.answer import Answer, collect, winners
@@ -56,7 +56,8 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
         parent.finish("FAILED", {}, {})
         raise
     answer = collect(store, sweep, [task.trial for task in plan.tasks], reasons)
-    _publish(store, sweep, parent, answer, make.summary(), stopped=signal > 0)
+    complete = _send_left(store, plan.tasks)
+    _publish(store, sweep, parent, answer, make.summary(), stopped=signal > 0, complete=complete)
     if signal:
         return 128 + signal
     return 0 if answer.best else 1
@@ -92,14 +93,19 @@ def _publish(
     embeddings: str,
     *,
     stopped: bool,
+    complete: bool,
 ) -> None:
     """The answer: on storage, in MLflow with a report, and in the terminal."""
     place = f"sweeps/{sweep.name}/answer.json"
     store.write(place, json.dumps(answer.to_json(), indent=1).encode())
     status: tracking.Status = "KILLED" if stopped else "FINISHED" if answer.best else "FAILED"
     tags = {**answer.tags(), "t2i_ray.embeddings": embeddings}
-    parent.finish(status, tags, {"answer.md": answer.markdown()})
+    keys = {trial.key for trial in answer.trials if trial.key}
+    texts, patience = {"answer.md": answer.markdown()}, 30 if complete else 5
+    complete &= parent.finish(status, tags, texts, keys, patience)
     print(answer.text(), flush=True)
+    if not complete:
+        print(f"{sweep.name}: MLflow is behind; the same command again sends what it lacks")
     destination = tracking.resolve(sweep.run)
     if destination is None or parent.run_id is None or not answer.best:
         return
@@ -197,5 +203,13 @@ def _release(store: Store, tasks: Iterable[Task], reasons: Mapping[str, str]) ->
             record.status, record.reason = "KILLED", STOPPED
         record.attempts[-1].ended = now()
         write_run(store, record)
-        destination = tracking.resolve(task.trial.config)
-        tracking.set_status(destination, record.key, record.status, record.reason, timeout=5)
+
+
+def _send_left(store: Store, tasks: Iterable[Task]) -> bool:
+    """Send MLflow what it lacks of trials that could not send it; whether it has all now."""
+    records = [(read_run(store, task.name), task.trial.config) for task in tasks]
+    behind = [(record, config) for record, config in records if record and not record.published]
+    return all(
+        sync(store, record, config, patience=5, model=False)  # an outage ends it at the first one
+        for record, config in behind
+    )

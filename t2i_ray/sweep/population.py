@@ -93,7 +93,10 @@ class Population:
         """Queue all members for this generation, those that were there before first."""
         if len(self._generations) * self._how.every >= self._sweep.run.train.steps:
             return
-        inherits = {t.member for t in (self._generations[-1] if self._generations else [])}
+        inherits = {
+            t.member: {"of": f"runs/{t.member}/inherited", "step": t.step}
+            for t in (self._generations[-1] if self._generations else [])
+        }
         for number, member in enumerate(self._members):
             name = member.name
             history = [str(t) for t in self.takeovers if t.member == name]
@@ -101,7 +104,7 @@ class Population:
                 member,
                 until=self._until,
                 now=self._values[name],
-                inherits=f"runs/{name}/inherited" if name in inherits else None,
+                inherits=inherits.get(name),
                 marks={f"pbt/{key}": value for key, value in self._values[name].items()},
             )
             task.document["tags"]["t2i_ray.lineage"] = "\n".join(history) or "its own"
@@ -149,6 +152,7 @@ class Population:
         """The donor goes on and will delete this checkpoint; the manifest goes last."""
         folder = f"step_{takeover.step:08d}"
         source = run_store(self._store, takeover.donor).within(f"checkpoints/{folder}")
+        run_store(self._store, takeover.member).delete("inherited")  # an earlier one, used by now
         target = run_store(self._store, takeover.member).within(f"inherited/{folder}")
         for key in sorted(source.list(""), key=lambda key: key == "manifest.json"):
             target.write(key, source.read(key))

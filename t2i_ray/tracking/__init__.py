@@ -13,7 +13,7 @@ from t2i_ray.tracking.server import (
     resolve,
     set_status,
 )
-from t2i_ray.tracking.tracker import Tracker, sync
+from t2i_ray.tracking.tracker import Tracker, add, sync
 
 __all__ = [
     "About",
@@ -24,6 +24,7 @@ __all__ = [
     "PastRun",
     "Status",
     "Tracker",
+    "add",
     "announce",
     "describe",
     "download_model",

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from t2i_ray.config import UserError
 from t2i_ray.tracking.about import RUN_TAG, scrub
-from t2i_ray.tracking.parent import PARENT_TAG
-from t2i_ray.tracking.server import Destination, connect, one_line
+from t2i_ray.tracking.parent import PARENT_TAG, SWEEP_TAG
+from t2i_ray.tracking.server import Destination, connect, one_line, search
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-SWEEP_TAG = "t2i_ray.sweep"
-PAGE = 500  # runs asked for at a time
 LARGEST = 1.0e308  # beyond it a value stands for infinity
 
 
@@ -49,7 +47,7 @@ class PastRun:
     @property
     def is_sweep(self) -> bool:
         """Whether it is no training run, but the parent of some."""
-        return SWEEP_TAG in self.tags and self.parent is None
+        return "search.metric" in self.params
 
 
 class History:
@@ -147,14 +145,7 @@ class History:
                 return found
 
     def _search(self, experiments: list[str], query: str) -> list[PastRun]:
-        found: list[PastRun] = []
-        token = None
-        while True:
-            page = self._client.search_runs(experiments, query, max_results=PAGE, page_token=token)
-            found += [_past(run) for run in page]
-            token = page.token
-            if not token:
-                return found
+        return [_past(run) for run in search(self._client, experiments, query)]
 
     # -------------------------------------------------------------------------- on demand
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from t2i_ray.tracking.about import About, cut, param, tag
-from t2i_ray.tracking.server import Destination, Status, ensure_run, persist, run_url, set_status
+from t2i_ray.tracking.about import RUN_TAG, About, cut, param, tag
+from t2i_ray.tracking.server import (
+    Destination,
+    Status,
+    ensure_run,
+    persist,
+    run_url,
+    search,
+    set_status,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
+SWEEP_TAG = "t2i_ray.sweep"
 
 
 def of_sweep(about: About, sweep: Mapping[str, Any]) -> About:
@@ -29,7 +38,7 @@ def of_sweep(about: About, sweep: Mapping[str, Any]) -> About:
 
 
 class Parent:
-    """The parent run. An MLflow that is away costs the link to it, and no more.
+    """The parent run. An MLflow that is away when it begins may be back when it ends.
 
     Args:
         destination: where MLflow is; None: nothing is tracked.
@@ -64,20 +73,39 @@ class Parent:
         client.update_run(run_id, status="RUNNING")
         return run_id, run_url(where, run)
 
-    def finish(self, status: Status, tags: Mapping[str, str], texts: Mapping[str, str]) -> bool:
-        """Say how it ended; False, after a warning, if MLflow can't be reached."""
+    def finish(
+        self,
+        status: Status,
+        tags: Mapping[str, str],
+        texts: Mapping[str, str],
+        trials: Collection[str] = (),
+        timeout: float = 30,
+    ) -> bool:
+        """Say how it ended; False, after a warning, if MLflow can't be reached in so many seconds.
+
+        Those of the trials (their runs' keys) that began while it could not be reached, and so
+        named no parent, do so now.
+        """
         if self._destination is None:
             return True
 
         def work(client: MlflowClient, where: Destination) -> bool:
-            run_id = ensure_run(client, where, self._about).info.run_id
+            if self.run_id is None:
+                self.run_id, self.address = self._open(client, where)
             for name, value in tags.items():
-                client.set_tag(run_id, name, tag(value))
+                client.set_tag(self.run_id, name, tag(value))
             for path, text in texts.items():
-                client.log_text(run_id, cut(text, 1_000_000), path)
+                client.log_text(self.run_id, cut(text, 1_000_000), path)
+            self._adopt(client, trials)
             return True
 
         failure = f"the end of {self._about.name} not written"
-        return bool(persist(self._destination, work, 30, failure)) and set_status(
+        return bool(persist(self._destination, work, timeout, failure)) and set_status(
             self._destination, self._about.key, status
         )
+
+    def _adopt(self, client: MlflowClient, trials: Collection[str]) -> None:
+        experiment = client.get_run(self.run_id).info.experiment_id
+        for run in search(client, [experiment], f"tags.`{SWEEP_TAG}` = '{self._about.name}'"):
+            if run.data.tags.get(RUN_TAG) in trials and PARENT_TAG not in run.data.tags:
+                client.set_tag(run.info.run_id, PARENT_TAG, self.run_id)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 T = TypeVar("T")
 
+PAGE = 500  # runs asked for at a time
 log = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 0.5  # for two creators of one run to see each other
@@ -145,8 +146,20 @@ def find_run(client: MlflowClient, destination: Destination, key: str) -> Run | 
 
 def _runs_of(client: MlflowClient, experiment_id: str, key: str) -> list[Run]:
     """Oldest first; all see the same order."""
-    runs = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
+    runs = search(client, [experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def search(client: MlflowClient, experiments: list[str], query: str = "") -> list[Run]:
+    """All runs of these experiments that the query finds, however many."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(experiments, query, max_results=PAGE, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def ensure_run(client: MlflowClient, destination: Destination, about: About) -> Run:
@@ -232,7 +245,7 @@ def find_runs(destination: Destination | None) -> list[dict[str, Any]]:
         return []
     client = connect(destination)
     experiment = client.get_experiment_by_name(destination.experiment)
-    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    runs = search(client, [experiment.experiment_id]) if experiment else []
     return [
         {
             "key": run.data.tags[RUN_TAG],

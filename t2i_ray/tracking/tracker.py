@@ -188,3 +188,26 @@ def sync(
         return tracker.flush(timeout)
     finally:
         tracker.close()
+
+
+def add(
+    destination: Destination | None,
+    snapshot: Mapping[str, Any],
+    store: Store,
+    step: int,
+    values: Mapping[str, float],
+    timeout: float,
+) -> bool:
+    """Show what was measured on a checkpoint afterwards; whether it is all in MLflow.
+
+    What MLflow has of this step stays as it is. ``snapshot`` is the checkpoint's.
+    """
+    if destination is None or not snapshot:
+        return True
+    tracker = Tracker(destination, About.from_json(snapshot["about"]), store, owner=False)
+    try:
+        tracker.log(step, values)
+        tracker.commit()
+        return tracker.flush(timeout)
+    finally:
+        tracker.close()

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import socket
-import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,11 +17,12 @@ from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.generate import to_uint8
-from t2i_ray.runs import now, run_store
+from t2i_ray.runs import run_store
 from t2i_ray.storage import StorageError, Store
 from t2i_ray.tracking import About, Tracker, resolve
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.progress import Progress
+from t2i_ray.train.pulse import Pulse
 from t2i_ray.train.worker import Worker
 
 if TYPE_CHECKING:
@@ -121,7 +117,7 @@ class Chief(Bystander):
         if checkpoint and not job.quiet:
             print(f"{config.name}: continues from step {start}", flush=True)
         self._progress = Progress(config.name, start, config.train.steps, config.train.batch_size)
-        self._pulse = _Pulse(self._store, start)
+        self._pulse = Pulse(self._store, start)
         self._started = time.monotonic()
 
     # ------------------------------------------------------------------ every step
@@ -270,45 +266,3 @@ class Chief(Bystander):
         published = self._tracker.flush(timeout=5 if self._tracker.in_outage else 20)
         self._tracker.close()
         return published
-
-
-class _Pulse:
-    """A thread that looks for a stop request and says where the run stands."""
-
-    def __init__(self, store: Store, step: int) -> None:
-        self.stop_requested = False
-        self.step = step
-        self.images_per_second = 0.0
-        self._store = store
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
-        self._thread.start()
-
-    def _beat(self) -> None:
-        beats = 0
-        while not self._closing.wait(0.5):
-            try:
-                self.stop_requested = self.stop_requested or self._store.exists("stop")
-                if beats % 10 == 0:
-                    self._tell()
-            except Exception as error:  # a store that is away for a while must not end training
-                print(f"warning: storage did not answer: {error}", flush=True)
-                self._closing.wait(5)
-            beats += 1
-
-    def _tell(self) -> None:
-        progress = {
-            "step": self.step,
-            "time": now(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "images_per_second": round(self.images_per_second, 1),
-        }
-        self._store.write("progress.json", json.dumps(progress).encode())
-
-    def close(self) -> None:
-        """End the thread after a last word."""
-        self._closing.set()
-        self._thread.join(timeout=10)
-        with suppress(StorageError):
-            self._tell()

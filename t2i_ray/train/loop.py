@@ -16,7 +16,7 @@ from t2i_ray.data import Prepared, open_prepared
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.runs import DIVERGED, Status, run_store
-from t2i_ray.storage import open_store
+from t2i_ray.storage import Store, open_store
 from t2i_ray.train.chief import Bystander, Chief
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.worker import Worker
@@ -32,7 +32,7 @@ class Job:
     about: dict[str, Any]  # what MLflow is told of this attempt
     quiet: bool = False  # no progress lines: one of many
     until: int | None = None  # go no further than this step; the run is not over there
-    inherits: str | None = None  # prefix of another run's checkpoints: go on with its weights
+    inherits: dict[str, Any] | None = None  # at this "step", go on with the weights "of" a prefix
     marks: dict[str, float] = field(default_factory=dict)  # shown once, with the next losses
 
 
@@ -67,14 +67,10 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
         folder, keep=config.checkpoint.keep, best_mode=config.checkpoint.best_mode
     )
     checkpoint = _agreed_checkpoint(checkpoints, worker)
-    encoder = _encoder(
-        config, prepared, checkpoint.documents["encoder"] if checkpoint else job.encoder
-    )
+    encoder = _encoder(config, prepared, checkpoint, job)
     rows = caption_rows(encoder, prepared.captions, store)
     feed = Feed(config, prepared, rows, worker.device)
-    gan = _gan(config, encoder, checkpoint, worker)
-    if checkpoint and job.inherits:
-        _inherit(gan, Checkpoints(store.within(job.inherits), keep=1), checkpoint.step)
+    gan = _gan(config, encoder, worker, _weights(job, store, checkpoint))
     role = Chief if worker.is_chief else Bystander
     chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed, worker)
 
@@ -132,25 +128,41 @@ def _agreed_checkpoint(checkpoints: Checkpoints, worker: Worker) -> Checkpoint |
     return checkpoints.load(step)
 
 
-def _inherit(gan: GanCls, other: Checkpoints, step: int) -> None:
-    """Weights and optimisers of another run at this step. Past it, they are in our own already."""
-    if step in other.steps():
-        tensors = other.load(step).tensors
-        gan.load_state({part: v for part, v in tensors.items() if part != "history"})
-
-
-def _encoder(config: Config, prepared: Prepared, description: dict[str, Any] | None) -> Encoder:
+def _encoder(
+    config: Config, prepared: Prepared, checkpoint: Checkpoint | None, job: Job
+) -> Encoder:
+    """As the checkpoint has it, or the driver, or, if it is to be trained, a new one."""
+    if description := checkpoint.documents["encoder"] if checkpoint else job.encoder:
+        return load_encoder(description)
+    captions = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the first weights are the same on every rank
-        if description:
-            return load_encoder(description)
-        captions = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
         return build_encoder(config.encoder, [prepared.captions[i] for i in captions])
 
 
-def _gan(config: Config, encoder: Encoder, checkpoint: Checkpoint | None, worker: Worker) -> GanCls:
+def _weights(job: Job, store: Store, own: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint to load: the run's own, or the one that it inherits where it stands now.
+
+    Raises:
+        RuntimeError: the run has not come so far.
+        DamagedCheckpoint: what it inherits is not there, or not whole.
+    """
+    if job.inherits is None:
+        return own
+    step = own.step if own else 0
+    if step < job.inherits["step"]:
+        raise RuntimeError(
+            f"{job.config['name']} inherits weights at step {job.inherits['step']}, but its own "
+            f"newest checkpoint is of step {step}"
+        )
+    if step > job.inherits["step"]:  # our own have them already
+        return own
+    return Checkpoints(store.within(job.inherits["of"]), keep=1).load(step)
+
+
+def _gan(config: Config, encoder: Encoder, worker: Worker, weights: Checkpoint | None) -> GanCls:
     gan = GanCls(config, encoder.module, encoder.dim, device=worker.device)
-    if checkpoint:
-        gan.load_state({k: v for k, v in checkpoint.tensors.items() if k != "history"})
+    if weights:
+        gan.load_state({k: v for k, v in weights.tensors.items() if k != "history"})
     gan.distribute()
     return gan
