@@ -165,17 +165,6 @@ class Checkpoints:
 
     # ----------------------------------------------------------------------- retention
 
-    def pin(self, name: str, step: int) -> None:
-        """Keep a checkpoint until it is unpinned. Raises MissingKey if it is not there."""
-        self._store.write(f"pins/{name}", str(step).encode())
-        if step not in self.steps():
-            self.unpin(name)
-            raise MissingKey(f"{self._store.uri}/{_folder(step)}")
-
-    def unpin(self, name: str) -> None:
-        """Let go of what was pinned under this name, if anything was."""
-        self._store.delete(f"pins/{name}")
-
     def _retain(self, step: int) -> None:
         try:
             # Later ones are leftovers that this run, resumed from before them, has yet to reach:
@@ -207,11 +196,14 @@ class Checkpoints:
                     scores.append((sign * score, step))
         return max(scores)[1] if scores else None
 
-    def latest(self) -> Checkpoint | None:
-        """The newest sound checkpoint; each damaged one before it is named in a warning."""
+    def latest(self, *, only: Collection[str] | None = None) -> Checkpoint | None:
+        """The newest sound checkpoint; each damaged one before it is named in a warning.
+
+        With ``only``, of the tensors no other groups are read, or checked.
+        """
         for step in reversed(self._folders()):
             try:
-                return self.load(step)
+                return self.load(step, only=only)
             except DamagedCheckpoint as error:
                 logger.warning("%s; the checkpoint before it is used", error)
         return None

@@ -6,7 +6,6 @@ key asks rank 0 to checkpoint and leave.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -24,6 +23,7 @@ PRUNED = "pruned at step"
 DIVERGED = "a loss is not finite"
 STOPPED = "the sweep was stopped"
 PRUNED_KEY = "pruned"  # of a run's storage: a scheduler stopped it, and nothing else did
+Stage = Literal["search", "confirm"]  # of a sweep, in which a trial took place
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -82,8 +82,11 @@ def read_run(store: Store, name: str) -> RunRecord | None:
 
 def write_run(store: Store, record: RunRecord) -> None:
     """Replace the record."""
-    data = record.model_dump_json(indent=1).encode()
-    run_store(store, record.name).write("run.json", data)
+    run_store(store, record.name).write("run.json", _encoded(record))
+
+
+def _encoded(record: RunRecord) -> bytes:
+    return record.model_dump_json(indent=1).encode()
 
 
 def list_runs(store: Store) -> list[RunRecord]:
@@ -98,10 +101,12 @@ def begin_attempt(
     """Create the run, or continue it as its next attempt; a FINISHED run is returned as it is.
 
     Raises:
-        UserError: the name is taken by a run of another identity.
+        UserError: the name is taken by a run of another identity, or another driver began it at
+            this very moment.
     """
     identity = {**identity_of(config), "data.digest": digest}
     record = read_run(store, config.name)
+    is_new = record is None
     if record is None:
         record = RunRecord(
             name=config.name,
@@ -127,8 +132,15 @@ def begin_attempt(
             operational={key: fields[key] for key in fields if key not in identity},
         )
     )
-    run_store(store, config.name).delete("stop")
-    write_run(store, record)
+    place = run_store(store, config.name)
+    place.delete("stop")
+    if not is_new:
+        write_run(store, record)
+    elif not place.create("run.json", _encoded(record)):
+        raise UserError(
+            f"name={config.name!r}: another driver has just begun this run; leave it to that one, "
+            "or take another name"
+        )
     return record
 
 
@@ -147,10 +159,7 @@ class Scores:
 
     def read(self) -> None:
         """Look again at what is on storage."""
-        try:
-            self.rows = json.loads(self._store.read("scores.json"))
-        except MissingKey:
-            self.rows = []
+        self.rows = self._store.read_json("scores.json", [])
 
     @property
     def step(self) -> int:
@@ -161,7 +170,7 @@ class Scores:
         """Keep what was measured after so many steps, unless it is there from before a restart."""
         if values and step > self.step:
             self.rows.append({STEP: step, **values})
-            self._store.write("scores.json", json.dumps(self.rows).encode())
+            self._store.write_json("scores.json", self.rows)
 
 
 def request_stop(store: Store, name: str) -> None:
@@ -181,7 +190,7 @@ def is_lost(store: Store, record: RunRecord) -> bool:
 def read_progress(store: Store, name: str) -> dict[str, Any]:
     """Rank 0's latest pulse: step, time, images per second; empty if there is none."""
     try:
-        progress: dict[str, Any] = json.loads(run_store(store, name).read("progress.json"))
-    except (MissingKey, ValueError):
+        progress: dict[str, Any] = run_store(store, name).read_json("progress.json", {})
+    except ValueError:
         return {}
     return progress

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from t2i_ray import config
 from t2i_ray.checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint
-from t2i_ray.storage import LocalStore, MissingKey, StorageError, open_store
+from t2i_ray.storage import LocalStore, StorageError, open_store
 from t2i_ray.storage.s3 import _client
 
 
@@ -178,11 +178,11 @@ def test_the_last_the_best_and_the_pinned_are_kept(store: GatedStore) -> None:
     for step, score in scores.items():
         save(checkpoints, step, score=score)
         if step == 10:
-            checkpoints.pin("model-1", 10)
+            store.write("pins/the-good-one", b"10\n")
     assert checkpoints.steps() == [10, 20, 50, 60]
     checkpoints = Checkpoints(store, keep=1)  # as after a restart
     assert checkpoints.best() == 20
-    checkpoints.unpin("model-1")
+    store.delete("pins/the-good-one")
     save(checkpoints, 70)
     assert checkpoints.steps() == [20, 70]
     assert store.list("step_00000010") == []
@@ -194,12 +194,6 @@ def test_the_best_may_be_the_smallest(store: GatedStore) -> None:
         save(checkpoints, step, score=score)
     assert checkpoints.best() == 3
     assert checkpoints.steps() == [3, 4]
-
-
-def test_what_is_not_there_can_not_be_pinned(store: GatedStore) -> None:
-    with pytest.raises(MissingKey, match="step_00000005"):
-        Checkpoints(store, keep=1).pin("model-1", 5)
-    assert store.list() == []
 
 
 def test_an_unreadable_pin_keeps_everything(

@@ -331,7 +331,7 @@ def test_grids_that_do_not_compare_are_left_out(past: Past) -> None:
     found = compare(["odd"], past.uri)
     assert "samples.png" not in found.pictures()
     assert "The grids do not show the same captions." in found.markdown()
-    assert "one paired seed shows no difference" in found.headline
+    assert "one pair shows no difference" in found.headline
     found = compare(["rates"], past.uri)
     assert "No seed has a sample grid of every contender" in found.markdown()
 
@@ -351,7 +351,9 @@ def test_learning_rates_of_one_encoder(past: Past) -> None:
         assert len(found.contenders) == min(6, len(found.rows))
 
 
-def test_files_are_written_whole_and_logged(confirmed: Comparison, tmp_path: Path) -> None:
+def test_files_are_written_whole_and_logged(
+    past: Past, confirmed: Comparison, tmp_path: Path
+) -> None:
     written = write_files(confirmed, tmp_path / "new/out.html", tmp_path / "out.md")
     assert [path.exists() for path in written] == [True, True]
     assert {p.name for p in (tmp_path / "out_files").iterdir()} == set(confirmed.pictures())
@@ -361,6 +363,8 @@ def test_files_are_written_whole_and_logged(confirmed: Comparison, tmp_path: Pat
         write_files(confirmed, tmp_path / "taken", None)
     assert not list(tmp_path.glob(".*"))
     assert log_to_parent(confirmed)
+    some = [run.run_id for run in confirmed.runs][:2]
+    assert not log_to_parent(compare(some, past.uri))  # two trials are not the sweep
     (sweep,) = confirmed.sweeps
     logged = confirmed.history.files(sweep, "compare")
     assert {"compare/report.html", "compare/report.md", "compare/cost.png"} <= set(logged)

@@ -17,7 +17,7 @@ from t2i_ray.runs import (
     run_store,
     write_run,
 )
-from t2i_ray.storage import Store, open_store
+from t2i_ray.storage import LocalStore, MissingKey, Store, open_store
 
 
 @pytest.fixture
@@ -41,6 +41,23 @@ def test_attempts_count_and_keep_their_operational_values(store: Store) -> None:
     assert [a.operational["cluster.threads"] for a in record.attempts] == [1, 3]
     assert "seed" not in record.attempts[0].operational
     assert list_runs(store) == [record]
+
+
+def test_two_drivers_that_begin_a_run_at_once_are_told_apart(tmp_path: Path) -> None:
+    class Behind(LocalStore):
+        """As the second one sees it: nothing there, when the first is about to write."""
+
+        def read(self, key: str) -> bytes:
+            raise MissingKey(key)
+
+        def within(self, prefix: str) -> LocalStore:
+            return Behind(tmp_path / prefix)
+
+    begin(LocalStore(tmp_path), config())
+    before = read_run(LocalStore(tmp_path), "a")
+    with pytest.raises(UserError, match="another driver has just begun this run"):
+        begin(Behind(tmp_path), config())
+    assert read_run(LocalStore(tmp_path), "a") == before
 
 
 def test_other_identity_or_other_data_is_refused_and_nothing_changes(store: Store) -> None:

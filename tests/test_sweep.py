@@ -8,7 +8,7 @@ import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -82,6 +82,11 @@ def test_shipped_files_load(path: Path) -> None:
                 "scheduler": {"kind": "asha", "grace": 20},
             },
             ["search.scheduler.kind=asha", "fifo"],
+        ),
+        (
+            RATES,
+            {"method": "tpe", "also": {"perf/gpu_seconds": "min"}},
+            ["search.also=perf/gpu_seconds", "cluster.gpu=false", "perf/cpu_seconds"],
         ),
         (RATES, {"scheduler": {"kind": "pbt", "every": 20}}, ["space.optim.lr_g", "pbt"]),
         (
@@ -279,6 +284,19 @@ def test_whom_to_confirm_is_chosen_once(tmp_path: Path) -> None:
     assert winners(store, described, [first, second]) == [second.setting]
 
 
+def test_another_count_or_step_of_the_same_measure_is_no_result(tmp_path: Path) -> None:
+    """Somebody measured a half-trained trial by hand, and then the sweep went on."""
+    store, described = LocalStore(tmp_path), sweep(RATES, confirm={})
+    (one, *_) = spaces.trials(described, settings(described), [101], stage="confirm")
+    play(store, task(one), 0.5)
+    place = f"runs/{one.name}/evaluation/test.json"
+    measured = {"step": 20, "count": 1000, "metrics": {"test/agreement/mean": 0.1}}
+    store.write_json(place, measured)
+    assert collect(store, described, [one], {}).parts[-1].rows[0].scores == []
+    store.write_json(place, {**measured, "step": 60})
+    assert collect(store, described, [one], {}).parts[-1].rows[0].scores == [0.1]
+
+
 def members(size: int = 4) -> Sweep:
     space = {"optim.lr_g": {"loguniform": [1e-4, 1e-2]}}
     return sweep(space, method="random", trials=size, scheduler={"kind": "pbt", "every": 20})
@@ -344,8 +362,13 @@ def test_who_is_at_the_last_step_is_not_stopped_there(tmp_path: Path) -> None:
     from t2i_ray.sweep.tuning import _Judge
 
     class Scheduler:
+        known: ClassVar[list[dict[str, Any]]] = []
+
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
             return str(result["decision"])
+
+        def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+            self.known.append(result)
 
     class Judged(_Judge, Scheduler):
         pass
@@ -357,6 +380,9 @@ def test_who_is_at_the_last_step_is_not_stopped_there(tmp_path: Path) -> None:
     assert not store.exists("runs/x/pruned")
     assert judge.on_trial_result(None, trial, {"decision": "STOP", "step": 40}) == "STOP"
     assert store.exists("runs/x/pruned")
+    judge.on_trial_complete(None, trial, {"done": True})  # it failed before it was measured
+    judge.on_trial_complete(None, trial, {"step": 60})
+    assert judge.known == [{"step": 60}]
 
 
 # ------------------------------------------------------------------------------ on the cluster
@@ -391,7 +417,8 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     assert runner.mlflow_run(third.name).info.status == "KILLED"
 
     store = str(runner.folder / "store")
-    process = runner.start("tune", "--resume", "killed-sweep", "--storage", store)
+    override = f"tracking.uri=sqlite:///{store}/mlflow.db"  # where it is anyway
+    process = runner.start("tune", "--resume", "killed-sweep", override, "--storage", store)
     fourth = runner.folder / "store/runs/killed-sweep-001-seed-1"
     until(lambda: (fourth / "scores.json").exists())
     os.kill(json.loads((fourth / "progress.json").read_text())["pid"], signal.SIGKILL)

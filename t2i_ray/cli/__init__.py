@@ -78,8 +78,9 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def tune(
+    # No Path: with --resume this is the first override, and a Path would take // for /.
     sweep: Annotated[
-        Path | None, typer.Argument(help="A sweep's YAML, such as tune_configs/smoke.yaml.")
+        str | None, typer.Argument(help="A sweep's YAML, such as tune_configs/smoke.yaml.")
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[

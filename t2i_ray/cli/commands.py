@@ -36,7 +36,7 @@ def existing_run(store: Store, name: str) -> RunRecord:
 
 
 def start_sweep(
-    file: Path | None, overrides: list[str], resume: str | None, storage: str, endpoint: str | None
+    file: str | None, overrides: list[str], resume: str | None, storage: str, endpoint: str | None
 ) -> int:
     """Run a sweep by its file, or go on with one by its name; the exit code."""
     from t2i_ray import sweep as sweeps
@@ -44,7 +44,7 @@ def start_sweep(
     from t2i_ray.config import load_sweep, parse_sweep, with_overrides
 
     if resume:
-        changes = [*([str(file)] if file else []), *overrides]
+        changes = [*([file] if file else []), *overrides]
         document = sweeps.stored(opened(storage, endpoint), resume)
         loaded = parse_sweep(with_overrides(document, changes))
     elif file:

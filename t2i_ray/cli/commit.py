@@ -6,7 +6,6 @@ import os
 import subprocess
 
 COMMIT_VARIABLE = "T2I_RAY_COMMIT"
-LARGEST_DIFF = 200_000
 
 
 def git_commit() -> tuple[str, str]:
@@ -17,7 +16,7 @@ def git_commit() -> tuple[str, str]:
     if commit := os.environ.get(COMMIT_VARIABLE):
         return commit, ""
     commit = _git("rev-parse", "HEAD")
-    return (commit, _git("diff", "HEAD")[:LARGEST_DIFF]) if commit else ("unknown", "")
+    return (commit, _git("diff", "HEAD")) if commit else ("unknown", "")
 
 
 def _git(*arguments: str) -> str:

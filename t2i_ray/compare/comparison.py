@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from t2i_ray.compare import notes, statistics
-from t2i_ray.compare.settings import Row, Stage, Trial, to_rows, to_trials
+from t2i_ray.compare.settings import Row, Trial, to_rows, to_trials
 from t2i_ray.config import UserError
+from t2i_ray.runs import Stage
 from t2i_ray.tracking import History, PastRun
 
 MEASURE = re.compile(r"(val|test)/(agreement/[\w-]+|frechet_reader)")

@@ -60,12 +60,12 @@ def _sentence(first: str, second: str, difference: Difference, comparison: Compa
     metric = comparison.metric_of(comparison.stage)
     count = len(difference.seeds)
     if difference.mean is None:
-        return f"{first} scored highest on {metric}, but shares no seed with {second}."
+        return f"{first} is best on {metric}, but shares no seed with {second}."
     gap = difference.mean if comparison.larger else -difference.mean
     if difference.interval is None:
         return (
-            f"{first} scored {number(abs(gap))} better than {second} on {metric}, but one paired "
-            "seed shows no difference."
+            f"At the one seed that both have, {first} differs from {second} by {gap:+.4f} on "
+            f"{metric} (above zero: better); one pair shows no difference."
         )
     facts = f"{number(gap)} {interval(_oriented(difference, comparison.larger))}"
     seeds = f"{plural(count, 'paired seed')}, 95 %"
@@ -113,8 +113,9 @@ def _of_stages(comparison: Comparison) -> list[str]:
             metric = comparison.metric_of("confirm")
             found.append(f"A confirmation was begun, but no run of it has {metric} yet.")
     else:
-        lacking = {row.encoder for row in comparison.search} - set(comparison.contenders)
-        if lacking and len(comparison.encoders) > 1:
+        confirmed = {row.encoder for row in comparison.confirmed if row.scores}
+        lacking = {row.encoder for row in comparison.search} - confirmed
+        if lacking and confirmed:
             found.append(f"Not confirmed, and so not in the answer: {', '.join(sorted(lacking))}.")
         for row in comparison.confirmed:
             searched = {

@@ -37,11 +37,13 @@ def report_sweep(tracking_uri: str, parent_id: str) -> Comparison | None:
 
 
 def sweep_of(comparison: Comparison) -> PastRun | None:
-    """The one sweep that all the runs belong to; None if there is none such."""
+    """The one sweep whose trials the runs are, all of them; None if there is none such."""
     if len(comparison.sweeps) != 1:
         return None
     (sweep,) = comparison.sweeps
-    return sweep if all(run.parent == sweep.run_id for run in comparison.runs) else None
+    trials, _ = comparison.history.find([sweep.run_id])
+    same = {run.run_id for run in trials} == {run.run_id for run in comparison.runs}
+    return sweep if same else None
 
 
 def log_to_parent(comparison: Comparison) -> bool:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from t2i_ray.compare import statistics
 from t2i_ray.config import operational_names
+from t2i_ray.runs import PRUNED, Stage
 from t2i_ray.tracking import PastRun
 
-Stage = Literal["search", "confirm"]
 Ended = Literal["finished", "pruned", "failed", "unfinished"]
 Value = str | float
 
@@ -41,7 +41,7 @@ class Trial:
             return "finished"
         if self.run.status == "FAILED":
             return "failed"
-        return "pruned" if self.reason.startswith("pruned") else "unfinished"
+        return "pruned" if self.reason.startswith(PRUNED) else "unfinished"
 
     @property
     def reason(self) -> str:

@@ -100,6 +100,12 @@ def _check_against_run(sweep: Sweep) -> None:
                     f"space.{key}.when.{other}={missing}: no such label there; it has "
                     f"{', '.join(known) or 'none: it is no choice or grid of this space'}"
                 )
+    unit = "gpu" if run.cluster.gpu else "cpu"
+    if wrong := [name for name in search.also if name.startswith("perf/") and unit not in name]:
+        raise UserError(
+            f"search.also={wrong[0]}: with cluster.gpu={str(run.cluster.gpu).lower()} what is "
+            f"counted is perf/{unit}_seconds; give that"
+        )
     every = run.evaluation.every
     if not every or run.train.steps % every:
         raise UserError(

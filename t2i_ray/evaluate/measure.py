@@ -171,6 +171,13 @@ def measure(
     )
 
 
+def measured_by(reader: Reader) -> list[str]:
+    """Names of what `measure` gives with this reader, without the split."""
+    readable = [name for name, share in reader.accuracy.items() if share >= READABLE]
+    mean = ["agreement/mean"] if readable else []
+    return ["frechet_reader", *mean, *(f"agreement/{name}" for name in readable)]
+
+
 def choose_captions(
     prepared: Prepared, split: str, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,7 @@ from t2i_ray import tracking
 from t2i_ray.config import Config
 from t2i_ray.data import open_prepared
 from t2i_ray.runs import RunRecord, begin_attempt
-from t2i_ray.storage import Store
-
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what runs as a job
+from t2i_ray.storage import JOB_VARIABLE, Store
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def connect(config: Config) -> None:
         )
         if alone:
             raise UserError(f"{problem}; ask for fewer workers or threads")
-        print(f"warning: {problem}; waiting for it to grow", flush=True)
+        print(f"warning: {problem}; it must grow before any starts", flush=True)
     local = not config.storage.uri.startswith("s3://")
     if local and len(nodes) > 1 and not config.storage.shared:
         raise UserError(

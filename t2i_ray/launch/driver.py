@@ -11,12 +11,12 @@ import ray
 from t2i_ray import tracking
 from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.data import open_prepared, prepare
-from t2i_ray.launch.attempt import JOB_VARIABLE, begin
+from t2i_ray.launch.attempt import begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
 from t2i_ray.runs import request_stop
-from t2i_ray.storage import Store, check_writable, open_store
+from t2i_ray.storage import JOB_VARIABLE, Store, check_writable, open_store
 
 
 def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:

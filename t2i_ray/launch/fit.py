@@ -12,7 +12,7 @@ from typing import Any
 
 from t2i_ray.config import Config, parse_config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
-from t2i_ray.runs import Scores
+from t2i_ray.runs import Scores, run_store
 from t2i_ray.storage import Store, open_store
 
 
@@ -34,10 +34,12 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     config = parse_config(job["config"])
     store = open_store(config.storage)
 
-    def report(step: int, uri: str, measured: dict[str, float]) -> None:
+    place = run_store(store, config.name).uri
+
+    def report(step: int, measured: dict[str, float]) -> None:
         if measured:
             Scores(store, config.name).add(step, measured)
-        ray.train.report({"step": step, "checkpoint": uri})
+        ray.train.report({"step": step, "checkpoint": f"{place}/checkpoints/step_{step:08d}"})
 
     return asdict(train(Job(**job), worker, report))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from t2i_ray import tracking
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config, parse_config
-from t2i_ray.generate import export
-from t2i_ray.runs import RunRecord, is_lost, now, run_store, write_run
+from t2i_ray.generate import MODEL_TENSORS, export
+from t2i_ray.runs import RunRecord, is_lost, now, read_run, run_store, write_run
 from t2i_ray.storage import Store
 
 
@@ -58,11 +57,13 @@ def sync(
     What the newest checkpoint held back is sent again: what MLflow has already, it stores once.
     An MLflow that does not answer is waited for ``patience`` seconds.
     """
-    folder = run_store(store, record.name).within("checkpoints")
-    checkpoint = Checkpoints(folder, keep=1).latest()
+    place = run_store(store, record.name)
+    parts = MODEL_TENSORS if model else ()
+    checkpoint = Checkpoints(place.within("checkpoints"), keep=1).latest(only=parts)
     if is_lost(store, record):  # its driver could not say so any more
         record.status, record.reason = "KILLED", "the driver was lost"
         record.step = checkpoint.step if checkpoint else 0
+        write_run(store, record)
     if config is None:
         if checkpoint is None:
             return True
@@ -75,19 +76,27 @@ def sync(
     if checkpoint is not None:
         left = checkpoint.documents["tracking"]
         complete = tracking.sync(destination, left, store, patience, attempt=record.attempt)
-        for key in run_store(store, record.name).list("evaluation") if complete else ():
-            measured = json.loads(run_store(store, record.name).read(key))
+        for key in place.list("evaluation") if complete else ():
+            measured = place.read_json(key)
             complete &= tracking.add(
                 destination, left, store, measured["step"], measured["metrics"], patience
             )
     if complete and destination and checkpoint and record.status == "FINISHED" and model:
         complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
-    if complete:
+    if complete and record.status != "RUNNING":
         complete = tracking.set_status(
-            destination, record.key, record.status, record.reason, patience
+            destination,
+            record.key,
+            record.status,
+            record.reason,
+            patience,
+            # One that failed before its first step may have told MLflow nothing.
+            must_exist=checkpoint is not None,
         )
     record.published = complete
-    write_run(store, record)
+    newest = read_run(store, record.name) or record
+    if newest.status == record.status:  # else its driver has ended meanwhile, and knows better
+        write_run(store, newest.model_copy(update={"published": complete}))
     return complete
 
 

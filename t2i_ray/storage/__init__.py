@@ -18,6 +18,7 @@ from t2i_ray.storage.base import MissingKey, StorageError, Store, check_key
 from t2i_ray.storage.local import LocalStore
 
 __all__ = [
+    "JOB_VARIABLE",
     "LocalStore",
     "MissingKey",
     "StorageError",
@@ -25,6 +26,9 @@ __all__ = [
     "check_writable",
     "open_store",
 ]
+
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what runs as a job
 
 
 def open_store(storage: config.Storage) -> Store:
@@ -45,7 +49,7 @@ def open_store(storage: config.Storage) -> Store:
     if "://" in uri or not uri:
         raise UserError(f"storage.uri={uri}: give a local folder, or s3://bucket/prefix")
     path = Path(uri).expanduser()
-    if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if not path.is_absolute() and JOB_VARIABLE in os.environ:
         raise UserError(
             f"storage.uri={uri}: a relative path would land in the Ray job's temporary folder; "
             "give an absolute one"

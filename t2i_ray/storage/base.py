@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 
 class MissingKey(Exception):  # noqa: N818 - an answer as often as an error
@@ -63,6 +65,17 @@ class Store(ABC):
     @abstractmethod
     def delete(self, prefix: str) -> None:
         """Remove the key and everything below ``prefix/``; it may be absent."""
+
+    def read_json(self, key: str, default: Any = None) -> Any:
+        """The JSON value under a key; the default if there is none. Raises ValueError: not JSON."""
+        try:
+            return json.loads(self.read(key))
+        except MissingKey:
+            return default
+
+    def write_json(self, key: str, value: Any) -> None:
+        """Replace the key by a JSON value."""
+        self.write(key, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     @abstractmethod
     def within(self, prefix: str) -> Store:

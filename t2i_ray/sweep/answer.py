@@ -5,7 +5,6 @@ Read from storage, so that there is an answer also without MLflow.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,9 +15,9 @@ from rich.table import Table
 
 from t2i_ray.compare import statistics
 from t2i_ray.config import Sweep
-from t2i_ray.runs import PRUNED, STEP, RunRecord, Scores, read_run, run_store
-from t2i_ray.storage import MissingKey, Store
-from t2i_ray.sweep.space import Setting, Stage, Trial
+from t2i_ray.runs import PRUNED, STEP, RunRecord, Scores, Stage, read_run, run_store
+from t2i_ray.storage import Store
+from t2i_ray.sweep.space import Setting, Trial
 
 COLUMNS = ("setting", "mean", "s.e.", "finished", "pruned", "failed", "left")
 
@@ -218,7 +217,7 @@ def _part(store: Store, sweep: Sweep, stage: Stage, trials: list[Trial]) -> Part
         rows[setting], last = _row(store, setting, names, metric, stage)
         if stage == "search":
             costs[setting] = [
-                sum(row[name] for row in last) / len(last) if last else math.nan
+                statistics.mean([row.get(name, math.nan) for row in last]) or math.nan
                 for name in search.also
             ]
     sign = -1 if search.mode == "max" else 1
@@ -255,8 +254,8 @@ def _row(
         record = read_run(store, name)
         if record and record.status == "FINISHED":
             last = _last(store, record, stage)
-            counts["finished" if last else "left"] += 1
-            if last:
+            counts["finished" if metric in last else "left"] += 1
+            if metric in last:
                 scores.append(last[metric])
                 rows.append(last)
         elif record and (record.reason or "").startswith(PRUNED):
@@ -268,13 +267,10 @@ def _row(
     return Row(setting, scores, **counts), rows
 
 
-def _last(store: Store, record: RunRecord, stage: Stage) -> dict[str, float] | None:
-    """The measures at a finished run's end; None: it was not measured there."""
+def _last(store: Store, record: RunRecord, stage: Stage) -> dict[str, float]:
+    """The measures at a finished run's end; empty if there are none."""
     if stage == "search":
         rows = Scores(store, record.name).rows
-        return rows[-1] if rows and rows[-1][STEP] == record.steps else None
-    try:
-        document = json.loads(run_store(store, record.name).read("evaluation/test.json"))
-    except MissingKey:
-        return None
-    return {STEP: document["step"], **document["metrics"]}
+        return rows[-1] if rows and rows[-1][STEP] == record.steps else {}
+    measured = run_store(store, record.name).read_json("evaluation/test.json", {"step": None})
+    return dict(measured["metrics"]) if measured["step"] == record.steps else {}

@@ -11,15 +11,15 @@ from t2i_ray import tracking
 from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import StopOnSignal, connect, sync, with_absolute_paths
-from t2i_ray.runs import STOPPED, now, read_run, write_run
-from t2i_ray.storage import MissingKey, Store, check_writable, open_store
+from t2i_ray.runs import STOPPED, Status, now, read_run, write_run
+from t2i_ray.storage import Store, check_writable, open_store
 from t2i_ray.sweep.answer import Answer, collect, winners
 from t2i_ray.sweep.ending import Ending
 from t2i_ray.sweep.plan import Listed, Plan, Staged
 from t2i_ray.sweep.population import Population
 from t2i_ray.sweep.space import Setting, Trial, settings, trials
 from t2i_ray.sweep.tasks import Task, Tasks
-from t2i_ray.sweep.tpe import Tpe
+from t2i_ray.sweep.tpe import Tpe, load_optuna
 
 
 def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
@@ -32,6 +32,8 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     store = open_store(sweep.run.storage)
     check_writable(store)
     tracking.resolve(sweep.run)
+    if sweep.search.method == "tpe":
+        load_optuna()
     key = _remember(store, sweep)
     connect(sweep.run)
     # After connect(): Ray reads its settings from the environment when it is imported.
@@ -42,25 +44,30 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     make.prepare()
     parent = _parent(sweep, key, commit, diff)
     make.parent = parent.tags
-    plan = _plan(store, sweep, make)
+    try:
+        plan = _plan(store, sweep, make)
+        _announce(store, sweep, plan, parent, f"{at_a_time} at a time; {make.summary()}")
+        signal, reasons = _run(store, sweep, plan)
+        answer = collect(store, sweep, [task.trial for task in plan.tasks], reasons)
+        complete = _send_left(store, plan.tasks)
+    except BaseException:
+        parent.finish("FAILED", {}, {}, timeout=5)
+        raise
+    _publish(store, sweep, parent, answer, make.summary(), stopped=signal > 0, complete=complete)
+    if signal:
+        return 128 + signal
+    return 0 if answer.best else 1
+
+
+def _announce(store: Store, sweep: Sweep, plan: Plan, parent: tracking.Parent, more: str) -> None:
+    kind = "trials" if sweep.search.scheduler.kind != "pbt" else "legs of the population"
     print(
-        f"{sweep.name}: {plan.total} trials, {at_a_time} at a time; {make.summary()}\n"
+        f"{sweep.name}: {plan.total} {kind}, {more}\n"
         f"{sweep.name}: files in {store.uri}/sweeps/{sweep.name}",
         flush=True,
     )
     if parent.address:
         print(f"{sweep.name}: MLflow at {parent.address}", flush=True)
-    try:
-        signal, reasons = _run(store, sweep, plan)
-    except Exception:
-        parent.finish("FAILED", {}, {})
-        raise
-    answer = collect(store, sweep, [task.trial for task in plan.tasks], reasons)
-    complete = _send_left(store, plan.tasks)
-    _publish(store, sweep, parent, answer, make.summary(), stopped=signal > 0, complete=complete)
-    if signal:
-        return 128 + signal
-    return 0 if answer.best else 1
 
 
 def _parent(sweep: Sweep, key: str, commit: str, diff: str) -> tracking.Parent:
@@ -96,9 +103,8 @@ def _publish(
     complete: bool,
 ) -> None:
     """The answer: on storage, in MLflow with a report, and in the terminal."""
-    place = f"sweeps/{sweep.name}/answer.json"
-    store.write(place, json.dumps(answer.to_json(), indent=1).encode())
-    status: tracking.Status = "KILLED" if stopped else "FINISHED" if answer.best else "FAILED"
+    store.write_json(f"sweeps/{sweep.name}/answer.json", answer.to_json())
+    status: Status = "KILLED" if stopped else "FINISHED" if answer.best else "FAILED"
     tags = {**answer.tags(), "t2i_ray.embeddings": embeddings}
     keys = {trial.key for trial in answer.trials if trial.key}
     texts, patience = {"answer.md": answer.markdown()}, 30 if complete else 5
@@ -115,14 +121,13 @@ def _publish(
 
 def stored(store: Store, name: str) -> dict[str, Any]:
     """The YAML of a sweep that was started before, as a mapping. Raises UserError."""
-    try:
-        document: dict[str, Any] = json.loads(store.read(f"sweeps/{name}/config.json"))
-    except MissingKey:
+    document: dict[str, Any] | None = store.read_json(f"sweeps/{name}/config.json")
+    if document is None:
         known = sorted({key.split("/")[1] for key in store.list("sweeps")})
         raise UserError(
             f"--resume {name}: no sweep of this name in {store.uri}; "
             f"there {'is none' if not known else 'are ' + ', '.join(known)}"
-        ) from None
+        )
     return document
 
 
@@ -153,12 +158,11 @@ def _plan(store: Store, sweep: Sweep, make: Tasks) -> Plan:
 def _winners(store: Store, sweep: Sweep, searched: list[Trial]) -> list[Setting]:
     """Whom to confirm: chosen once, and the same when the sweep goes on, whatever came since."""
     place = f"sweeps/{sweep.name}/confirmed.json"
-    try:
-        labels = json.loads(store.read(place))
-    except MissingKey:
+    labels = store.read_json(place)
+    if labels is None:
         labels = [setting.label for setting in winners(store, sweep, searched)]
         if labels:
-            store.write(place, json.dumps(labels, indent=1).encode())
+            store.write_json(place, labels)
     settings = {trial.setting.label: trial.setting for trial in searched}
     return [settings[label] for label in labels]
 
@@ -174,12 +178,13 @@ def _remember(store: Store, sweep: Sweep) -> str:
     for free in ("concurrent", "trials_per_gpu"):
         document["search"].pop(free)
     document["run"] = identity_of(sweep.run)
-    text = json.dumps(document, indent=1, sort_keys=True)
-    try:
-        before = json.loads(store.read(place))
-    except MissingKey:
-        store.write(place, text.encode())
-        before = document
+    document["evaluation"] = sweep.run.evaluation.model_dump(mode="json")
+    document["data.source"] = sweep.run.data.source.model_dump(mode="json")
+    text = json.dumps(document, sort_keys=True)
+    before = store.read_json(place)
+    if before is None:
+        before = json.loads(text)
+        store.write_json(place, before)
     different = [part for part in document if before.get(part) != json.loads(text)[part]]
     if different:
         raise UserError(
@@ -187,7 +192,7 @@ def _remember(store: Store, sweep: Sweep) -> str:
             f"{' and '.join(different)}; take another name, or the old values"
         )
     whole = {**sweep.run.model_dump(mode="json"), **sweep.model_dump(mode="json", exclude={"run"})}
-    store.write(f"sweeps/{sweep.name}/config.json", json.dumps(whole, indent=1).encode())
+    store.write_json(f"sweeps/{sweep.name}/config.json", whole)
     return f"sweep-{sweep.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

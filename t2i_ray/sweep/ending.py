@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 from t2i_ray.runs import request_stop
-from t2i_ray.storage import Store
+from t2i_ray.storage import StorageError, Store
 
 LAST_WORDS = 60  # seconds that a stopped trial may take to leave storage and MLflow in order
 
@@ -34,7 +35,8 @@ class Ending:
             while self.running and time.monotonic() < end:
                 # Again and again: one that was about to begin would not have heard.
                 for name in list(self.running.values()):
-                    request_stop(self._store, name)
+                    with suppress(StorageError):
+                        request_stop(self._store, name)
                 time.sleep(1)
         finally:
             self.overdue.set()

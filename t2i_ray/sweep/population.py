@@ -9,7 +9,6 @@ neither kills nor the order in which members arrive change anything.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from t2i_ray.config import Pbt, Sweep
 from t2i_ray.runs import STEP, Scores, read_run, run_store
-from t2i_ray.storage import MissingKey, Store
+from t2i_ray.storage import Store
 from t2i_ray.sweep.space import Trial, draw, rounded
 from t2i_ray.sweep.tasks import Make, Task
 
@@ -95,7 +94,7 @@ class Population:
             return
         inherits = {
             t.member: {"of": f"runs/{t.member}/inherited", "step": t.step}
-            for t in (self._generations[-1] if self._generations else [])
+            for t in self.takeovers  # the last one counts
         }
         for number, member in enumerate(self._members):
             name = member.name
@@ -118,8 +117,10 @@ class Population:
         for member in self._members:
             last = Scores(self._store, member.name).rows[-1:]
             record = read_run(self._store, member.name)
-            if last and last[0][STEP] == step and record and record.status != "FAILED":
-                scores[member.name] = last[0][self._sweep.search.metric]
+            metric = self._sweep.search.metric
+            there = last and last[0][STEP] == step and metric in last[0]
+            if there and record and record.status != "FAILED":
+                scores[member.name] = last[0][metric]
         takeovers: list[Takeover] = []
         if step < self._sweep.run.train.steps and len(scores) > 1:
             sign = -1 if self._sweep.search.mode == "max" else 1
@@ -134,7 +135,7 @@ class Population:
         for takeover in takeovers:
             self._values[takeover.member] = takeover.after
         document = [[asdict(takeover) for takeover in one] for one in self._generations]
-        self._store.write(self._place, json.dumps(document, indent=1).encode())
+        self._store.write_json(self._place, document)
 
     def _takeover(self, step: int, weak: str, strong: list[str]) -> Takeover:
         rng = random.Random(f"{self._sweep.search.seed} {step} {weak}")
@@ -158,8 +159,5 @@ class Population:
             target.write(key, source.read(key))
 
     def _read(self) -> list[list[Takeover]]:
-        try:
-            document: list[list[dict[str, Any]]] = json.loads(self._store.read(self._place))
-        except MissingKey:
-            return []
+        document: list[list[dict[str, Any]]] = self._store.read_json(self._place, [])
         return [[Takeover(**takeover) for takeover in generation] for generation in document]

@@ -7,11 +7,11 @@ import math
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from t2i_ray.config import Config, Dimension, Sweep, with_values
-
-Stage = Literal["search", "confirm"]
+from t2i_ray.launch import with_absolute_paths
+from t2i_ray.runs import Stage
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,11 @@ def rounded(dimension: Dimension, number: float) -> float:
     return min(max(float(f"{number:.4g}"), low), high)
 
 
+def config_of(sweep: Sweep, values: Mapping[str, Any]) -> Config:
+    """The sweep's run with these fields or sections set. Raises UserError as its makers."""
+    return with_absolute_paths(with_values(sweep.run, dict(values)))
+
+
 def trials(
     sweep: Sweep,
     points: Iterable[Setting],
@@ -124,8 +129,8 @@ def trials(
     return [
         Trial(
             point,
-            with_values(
-                sweep.run,
+            config_of(
+                sweep,
                 {
                     **shared,
                     **point.values,

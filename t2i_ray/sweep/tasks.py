@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from t2i_ray.config import Config, Sweep, UserError, with_values
+from t2i_ray.config import Config, Sweep, UserError
 from t2i_ray.data import open_prepared
 from t2i_ray.launch import make_shared_once, prepare_data, worker_environment
 from t2i_ray.storage import Store
-from t2i_ray.sweep.space import Trial, setting
+from t2i_ray.sweep.space import Trial, config_of, setting
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Tasks:
         keys = [k for k in space if k.split(".")[0] in ("data", "encoder") and space[k].labelled()]
         for labels in itertools.product(*(space[key].labelled() for key in keys)):
             point = setting({key: space[key] for key in keys}, dict(zip(keys, labels, strict=True)))
-            self._shared(with_values(self._sweep.run, point.values))
+            self._shared(config_of(self._sweep, point.values))
 
     def __call__(self, trial: Trial, **more: Any) -> Task:
         """The task of a trial; ``more`` goes with it."""
@@ -112,7 +112,7 @@ class Tasks:
         encoder = config.encoder.model_dump(mode="json") if frozen else None
         description = self._once(
             {"embedded" if frozen else "shared": [data, encoder]},
-            lambda: make_shared_once(config, data),
+            lambda: self._made_shared(config, data),
         )
         return data, description
 
@@ -124,13 +124,24 @@ class Tasks:
 
     def _prepared(self, config: Config) -> str:
         data = prepare_data(config, self._store)
-        known = ["frechet_reader", "agreement/mean"]
-        known += [f"agreement/{name}" for name in open_prepared(self._store, data).attributes]
-        search = self._sweep.search
-        for metric in [search.metric, *search.also]:
-            if metric.startswith("val/") and metric.removeprefix("val/") not in known:
-                raise UserError(
-                    f"search.metric={metric}: nobody measures that on this data; "
-                    f"there are {', '.join('val/' + name for name in known)}"
-                )
+        attributes = open_prepared(self._store, data).attributes
+        self._check(["frechet_reader", "agreement/mean", *(f"agreement/{a}" for a in attributes)])
         return data
+
+    def _made_shared(self, config: Config, data: str) -> dict[str, Any] | None:
+        description = make_shared_once(config, data)
+        from t2i_ray import evaluate
+
+        prepared = open_prepared(self._store, data)
+        self._check(evaluate.measured_by(evaluate.load_reader(self._store, prepared, config.data)))
+        return description
+
+    def _check(self, measured: list[str]) -> None:
+        search, known = self._sweep.search, [f"val/{name}" for name in measured]
+        for key, names in (("metric", [search.metric]), ("also", list(search.also))):
+            for name in names:
+                if name.startswith("val/") and name not in known:
+                    raise UserError(
+                        f"search.{key}={name}: nobody measures that on this data, or not well "
+                        f"enough; there are {', '.join(known)}"
+                    )

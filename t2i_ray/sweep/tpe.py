@@ -7,14 +7,15 @@ stored. Each suggestion draws from a seed of its own.
 
 from __future__ import annotations
 
-import json
+import importlib
 import statistics
 from collections import deque
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from t2i_ray.config import Sweep, UserError
 from t2i_ray.runs import PRUNED_KEY, STEP, Scores, run_store
-from t2i_ray.storage import MissingKey, Store
+from t2i_ray.storage import Store
 from t2i_ray.sweep.space import Setting, applies, in_order, rounded, setting, trials
 from t2i_ray.sweep.tasks import Make, Task
 
@@ -22,31 +23,32 @@ if TYPE_CHECKING:
     import optuna
 
 
+def load_optuna() -> ModuleType:
+    """The package, which is an extra. Raises UserError if it is not installed."""
+    try:
+        return importlib.import_module("optuna")
+    except ImportError:
+        raise UserError(
+            "search.method=tpe: Optuna is not installed; pip install 't2i-ray[tpe]'"
+        ) from None
+
+
 class Tpe:
     """The plan of a search by TPE. Raises UserError if Optuna is not installed."""
 
     def __init__(self, store: Store, sweep: Sweep, make: Make) -> None:
-        try:
-            import optuna
-        except ImportError:
-            raise UserError(
-                "search.method=tpe: Optuna is not installed; pip install 't2i-ray[tpe]'"
-            ) from None
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna = optuna
+        self._optuna = load_optuna()
+        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self._store, self._sweep, self._make = store, sweep, make
         search = sweep.search
         self._objectives = {search.metric: search.mode, **search.also}
-        self._study = optuna.create_study(
+        self._study = self._optuna.create_study(
             directions=[
                 "maximize" if mode == "max" else "minimize" for mode in self._objectives.values()
             ]
         )
         self._place = f"sweeps/{sweep.name}/asked.json"
-        try:
-            self._asked: list[dict[str, Any]] = json.loads(store.read(self._place))
-        except MissingKey:
-            self._asked = []
+        self._asked: list[dict[str, Any]] = store.read_json(self._place, [])
         self._count = 0
         self._queue: deque[Task] = deque()
         self._open: dict[str, tuple[optuna.trial.Trial, set[str]]] = {}  # by the setting's prefix
@@ -73,7 +75,8 @@ class Tpe:
             return
         del self._open[number]
         names = [one.name for one in self.tasks if one.document["number"] == number]
-        rows = [rows[-1] for name in names if (rows := Scores(self._store, name).rows)]
+        last = [rows[-1] for name in names if (rows := Scores(self._store, name).rows)]
+        rows = [row for row in last if self._objectives.keys() <= row.keys()]
         steps = self._sweep.run.train.steps
         states = self._optuna.trial.TrialState
         pruned = any(run_store(self._store, name).exists(PRUNED_KEY) for name in names)
@@ -102,7 +105,7 @@ class Tpe:
         point = self._suggested(trial)
         if number >= len(self._asked):
             self._asked.append(trial.params)
-            self._store.write(self._place, json.dumps(self._asked, indent=1).encode())
+            self._store.write_json(self._place, self._asked)
         self._count += 1
         prefix = f"{number:03d}"
         tasks = [

@@ -7,6 +7,8 @@ scheduler knows what it knew, and none of Tune's own files is ever read.
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +16,7 @@ from ray import tune
 from ray.train._internal.session import get_session
 from ray.tune.trainable import wrap_function
 
+from t2i_ray import tracking
 from t2i_ray.config import Config, parse_config, with_values
 from t2i_ray.launch import Attempt, begin, fit_workers, settle
 from t2i_ray.runs import (
@@ -29,7 +32,7 @@ from t2i_ray.runs import (
     run_store,
     write_run,
 )
-from t2i_ray.storage import Store, open_store
+from t2i_ray.storage import StorageError, Store, open_store
 from t2i_ray.sweep.ending import LAST_WORDS
 from t2i_ray.train import Job, Worker, train
 
@@ -61,6 +64,10 @@ def run_trial(config: dict[str, Any]) -> None:
         outcome = {"status": "KILLED", "reason": reason, "step": told.step}
         settle(store, settings, run.record, outcome, alone=False)
         raise
+    except Exception:  # perhaps before it could tell MLflow that it exists
+        snapshot = {"about": run.about.to_json()}
+        tracking.add(tracking.resolve(settings), snapshot, store, 0, {}, timeout=5)
+        raise
     if outcome["status"] == "RUNNING":  # as far as it was to go for now
         run.record.step = outcome["step"]
         write_run(store, run.record)
@@ -85,7 +92,7 @@ def _train(store: Store, run: Attempt, task: dict[str, Any], told: Told) -> dict
     if config.cluster.workers > 1:
         return _train_together(store, config, run, job, told)
 
-    def report(step: int, _uri: str, values: dict[str, float]) -> None:
+    def report(step: int, values: dict[str, float]) -> None:
         told.scores.add(step, values)
         told.tell()
 
@@ -96,10 +103,22 @@ def _train_together(
     store: Store, config: Config, run: Attempt, job: dict[str, Any], told: Told
 ) -> dict[str, Any]:
     """The workers write their scores to storage, where this process finds them."""
+    # How often Ray Train looks whether workers have ended. By default every 2 s: that long would
+    # those of a stopped trial be kept from the next one.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
     stopped: list[SystemExit] = []
+    looked = 0.0
 
     def watch() -> None:
-        if not stopped:
+        nonlocal looked
+        if time.monotonic() < looked + 0.5:
+            return
+        looked = time.monotonic()
+        # Storage that is away for a while must not part this process from its workers.
+        with suppress(StorageError):
+            if stopped:
+                request_stop(store, config.name)  # again: the first wish may not have arrived
+                return
             told.scores.read()
             try:
                 told.tell()
@@ -108,15 +127,17 @@ def _train_together(
                 request_stop(store, config.name)
 
     outcome = fit_workers(config, run.record.attempt, job, store, watch=watch)
-    watch()
     if stopped:
         raise stopped[0]
+    told.scores.read()
+    told.tell()
     return outcome
 
 
 def _test(store: Store, record: RunRecord, count: int) -> None:
-    """Measure on the test split, unless that is not asked for, or was done."""
-    if count and not run_store(store, record.name).exists("evaluation/test.json"):
+    """Measure on the test split, unless that is not asked for, or was done so."""
+    done = run_store(store, record.name).read_json("evaluation/test.json", {})
+    if count and (done.get("step"), done.get("count")) != (record.steps, count):
         from t2i_ray.evaluate.run import evaluate_run
 
         # Where MLflow was away a moment ago, the sweep's end will see to it.

@@ -155,6 +155,11 @@ class _Judge:
         run_store(self._store, name_of(trial)).write(PRUNED_KEY, b"")
         return str(stop)
 
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Of one that was never measured there is nothing to learn, and the median rule chokes."""
+        if STEP in result:
+            super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
+
 
 class _Asha(_Judge, schedulers.ASHAScheduler):  # type: ignore[misc] # no stubs
     pass

@@ -6,9 +6,7 @@ from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import Parent, of_sweep
 from t2i_ray.tracking.server import (
     Destination,
-    Status,
     announce,
-    find_runs,
     locate,
     resolve,
     set_status,
@@ -22,13 +20,11 @@ __all__ = [
     "History",
     "Parent",
     "PastRun",
-    "Status",
     "Tracker",
     "add",
     "announce",
     "describe",
     "download_model",
-    "find_runs",
     "locate",
     "log_model",
     "of_sweep",

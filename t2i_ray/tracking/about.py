@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from t2i_ray.config import Config, flatten
 
 PARAM_LENGTH = 6000  # MLflow's limits, characters
 TAG_LENGTH = 8000
-DIGEST_LENGTH = 36
 DIFF_LENGTH = 200_000  # ours: the diff travels in every checkpoint
 
 RUN_TAG = "t2i_ray.run"  # by which a run is found again
@@ -66,6 +65,11 @@ class About:
     def to_json(self) -> dict[str, Any]:
         """A plain mapping."""
         return asdict(self)
+
+    def here(self) -> About:
+        """The same run, at work in this process: its versions and hardware."""
+        own = {name: tag(value) for name, value in {**environment(), **hardware()}.items()}
+        return replace(self, tags={**self.tags, **own})
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> About:

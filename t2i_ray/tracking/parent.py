@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from t2i_ray.tracking.about import RUN_TAG, About, cut, param, tag
+from t2i_ray.runs import Status
+from t2i_ray.tracking.about import RUN_TAG, About, cut, param, scrub, tag
 from t2i_ray.tracking.server import (
     Destination,
-    Status,
     ensure_run,
     persist,
     run_url,
@@ -33,7 +33,8 @@ def of_sweep(about: About, sweep: Mapping[str, Any]) -> About:
         for section in ("search", "space")
         for name, value in sweep[section].items()
     }
-    texts = {"sweep.yaml": yaml.safe_dump(dict(sweep), sort_keys=False, allow_unicode=True)}
+    document = yaml.safe_dump(dict(sweep), sort_keys=False, allow_unicode=True)
+    texts = {"sweep.yaml": scrub(document)}
     return replace(about, params={**about.params, **params}, texts={**about.texts, **texts})
 
 
@@ -95,7 +96,7 @@ class Parent:
             for name, value in tags.items():
                 client.set_tag(self.run_id, name, tag(value))
             for path, text in texts.items():
-                client.log_text(self.run_id, cut(text, 1_000_000), path)
+                client.log_text(self.run_id, cut(scrub(text), 1_000_000), path)
             self._adopt(client, trials)
             return True
 

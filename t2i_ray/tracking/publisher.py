@@ -81,7 +81,6 @@ class Publisher:
             if self._run_id is None:
                 self._connect()
             self._check_fence()
-            self._send_tags()
             self._send_metrics()
             self._send_files()
         except BaseException:
@@ -129,9 +128,10 @@ class Publisher:
             if base is None or self._step <= base:
                 self._spool.base = None
                 return set()
+            names = self._spool.names()
         log.info("MLflow has steps %d to %d: they stay as they are", base + 1, self._step)
         have: set[tuple[str, int]] = set()
-        for key in run.data.metrics:
+        for key in run.data.metrics.keys() & names:
             history = self._client.get_metric_history(run.info.run_id, key)
             have.update((key, metric.step) for metric in history if metric.step > base)
         return have
@@ -151,15 +151,6 @@ class Publisher:
             self._set_tags(run.info.run_id, {name: tag("; ".join(other))})
 
     # ----------------------------------------------------------------------- the spool
-
-    def _send_tags(self) -> None:
-        with self._lock:
-            tags = dict(self._spool.tags)
-        if tags:
-            self._set_tags(self._run_id, tags)
-            with self._lock:
-                self._spool.done_tags(tags)
-                self._lock.notify_all()
 
     def _set_tags(self, run_id: str | None, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag

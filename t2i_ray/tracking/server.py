@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from t2i_ray.config import Config, Storage, Tracking, UserError
+from t2i_ray.runs import Status
 from t2i_ray.storage import open_store
-from t2i_ray.tracking.about import ATTEMPT_TAG, REASON_TAG, RUN_TAG, STEP_TAG, About, scrub, tag
+from t2i_ray.tracking.about import REASON_TAG, RUN_TAG, About, scrub, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 T = TypeVar("T")
 
 PAGE = 500  # runs asked for at a time
@@ -217,13 +217,20 @@ def set_status(
     status: Status,
     reason: str | None = None,
     timeout: float = 30,
+    *,
+    must_exist: bool = True,
 ) -> bool:
-    """Write a run's status, and why; call it after the last metric. False if it could not be."""
+    """Write a run's status, and why; call it after the last metric. False if it could not be.
+
+    That MLflow has no such run counts as a failure, unless it need not exist.
+    """
     if destination is None:
         return True
 
     def work(client: MlflowClient, where: Destination) -> bool:
         run = find_run(client, where, key)
+        if run is None and not must_exist:
+            return True
         if run is None:
             raise LookupError(f"no run {key} in experiment {where.experiment}")
         if reason:
@@ -237,27 +244,6 @@ def set_status(
         return True
 
     return persist(destination, work, timeout, f"status {status} of {key} not written") or False
-
-
-def find_runs(destination: Destination | None) -> list[dict[str, Any]]:
-    """All runs of the experiment: key, name, status, step, attempt, url. Raises as MLflow."""
-    if destination is None:
-        return []
-    client = connect(destination)
-    experiment = client.get_experiment_by_name(destination.experiment)
-    runs = search(client, [experiment.experiment_id]) if experiment else []
-    return [
-        {
-            "key": run.data.tags[RUN_TAG],
-            "name": run.info.run_name,
-            "status": run.info.status,
-            "step": int(run.data.tags.get(STEP_TAG, 0)),
-            "attempt": int(run.data.tags.get(ATTEMPT_TAG, 0)),
-            "url": run_url(destination, run),
-        }
-        for run in runs
-        if RUN_TAG in run.data.tags
-    ]
 
 
 def run_url(destination: Destination, run: Run) -> str:

@@ -58,7 +58,6 @@ class Spool:
         self._kinds = array("l")
         self._values = array("d")
         self._artifacts: list[Artifact] = []
-        self.tags: dict[str, str] = {}  # wait for no commit
         self._gone = _Mark(0, 0)  # published and dropped
         self._committed = _Mark(0, 0)
         self._snapshots: dict[int, _Mark] = {}
@@ -85,6 +84,10 @@ class Spool:
         self._names.append(names)
         return len(self._names) - 1
 
+    def names(self) -> set[str]:
+        """Of all metrics in it."""
+        return {name for names in self._names for name in names}
+
     # ---------------------------------------------------------------------- committing
 
     def snapshot(self, step: int) -> dict[str, Any]:
@@ -99,7 +102,6 @@ class Spool:
             "kinds": self._kinds.tolist(),
             "values": [None if math.isnan(v) else v for v in self._values],
             "artifacts": [list(artifact) for artifact in self._artifacts],
-            "tags": dict(self.tags),
         }
 
     @classmethod
@@ -115,7 +117,6 @@ class Spool:
         spool._kinds = array("l", document["kinds"])
         spool._values = array("d", [math.nan if v is None else v for v in document["values"]])
         spool._artifacts = [Artifact(key, path) for key, path in document["artifacts"]]
-        spool.tags = dict(document["tags"])
         spool._committed = spool._end()
         return spool
 
@@ -172,13 +173,9 @@ class Spool:
         del self._artifacts[0]
         self._gone = self._gone._replace(artifacts=self._gone.artifacts + 1)
 
-    def done_tags(self, sent: Mapping[str, str]) -> None:
-        """Drop tags that are published, unless they have changed since."""
-        self.tags = {name: v for name, v in self.tags.items() if sent.get(name) != v}
-
     def empty(self) -> bool:
         """Whether everything that is committed is published."""
-        return self._committed == self._gone and not self.tags
+        return self._committed == self._gone
 
 
 def finite(value: float) -> float:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from t2i_ray.storage import Store
-from t2i_ray.tracking.about import About, tag
+from t2i_ray.tracking.about import About
 from t2i_ray.tracking.publisher import Fenced, Publisher
 from t2i_ray.tracking.server import Destination, one_line
 from t2i_ray.tracking.spool import Spool
@@ -74,13 +74,6 @@ class Tracker:
         if self._on:
             with self._changed:
                 self._spool.artifact(key, path)
-
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag, at once: tags have no history."""
-        if self._on:
-            with self._changed:
-                self._spool.tags[name] = tag(value)
-                self._changed.notify_all()
 
     # --------------------------------------------------------------------- what is durable
 

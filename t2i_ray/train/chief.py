@@ -23,7 +23,6 @@ from t2i_ray.tracking import About, Tracker, resolve
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.progress import Progress
 from t2i_ray.train.pulse import Pulse
-from t2i_ray.train.worker import Worker
 
 if TYPE_CHECKING:
     from t2i_ray.train.loop import Job
@@ -85,7 +84,6 @@ class Chief(Bystander):
         prepared: Prepared,
         encoder: Encoder,
         feed: Feed,
-        worker: Worker,
     ) -> None:
         self._job = job
         self._config = config
@@ -95,21 +93,21 @@ class Chief(Bystander):
         self._prepared = prepared
         self._encoder = encoder
         self._feed = feed
-        self._worker = worker
-        self.measured: dict[str, float] = {}
         self._scores: tuple[int, dict[str, float]] = (-1, {})  # of which step
         self._marks = job.marks
         self._refreshed = -1  # the step whose averaged generator has its statistics
         self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
         self._train_seconds = 0.0
+        self.measured: dict[str, float] = {}
         if checkpoint:
+            self.measured = checkpoint.documents["state"]["measured"]
             history = checkpoint.tensors.get("history", {})
             self._history = {name: column.tolist() for name, column in history.items()}
             self._train_seconds = checkpoint.documents["state"]["train_seconds"]
         self._tracker = Tracker(
             resolve(config),
-            About.from_json(job.about),
+            About.from_json(job.about).here(),
             store,
             checkpoint.documents["tracking"] if checkpoint else None,
         )
@@ -223,6 +221,7 @@ class Chief(Bystander):
                 "state": {
                     "step": step,
                     "train_seconds": self._train_seconds,
+                    "measured": self.measured,
                     "about": self._job.about["tags"],
                 },
                 "config": self._config.model_dump(mode="json"),

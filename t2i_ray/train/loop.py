@@ -46,7 +46,7 @@ class Outcome:
     published: bool = True
 
 
-Report = Callable[[int, str, dict[str, float]], None]
+Report = Callable[[int, dict[str, float]], None]
 
 
 def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
@@ -55,8 +55,9 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     Args:
         job: the run.
         worker: this worker's place; the process group of a larger world must exist.
-        report: called on every rank at each checkpoint with step, URI and, on rank 0, what was
-            measured on these very weights, with the seconds spent; empty: nothing was.
+        report: called on every rank at each checkpoint, the one to go on from among them, with
+            its step and, on rank 0, what was measured on these very weights, with the seconds
+            spent; empty: nothing was.
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
@@ -72,7 +73,7 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     feed = Feed(config, prepared, rows, worker.device)
     gan = _gan(config, encoder, worker, _weights(job, store, checkpoint))
     role = Chief if worker.is_chief else Bystander
-    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed, worker)
+    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed)
 
     step = checkpoint.step if checkpoint else 0
     micro_batches = config.train.micro_batches
@@ -80,6 +81,8 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     status: Status = "FINISHED" if last == config.train.steps else "RUNNING"
     reason = None
     try:
+        if checkpoint and report:  # the attempt before may have died right before it could
+            report(step, chief.measured)
         while step < last:
             pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
             values = gan.step(pieces, step, micro_batches, worker.world)
@@ -102,7 +105,7 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
             if saves or stop:
                 chief.save(step, gan)
                 if report:
-                    report(step, f"{folder.uri}/step_{step:08d}", chief.measured)
+                    report(step, chief.measured)
             if stop and not ends:
                 status, reason = "KILLED", f"stopped on request at step {step}"
                 break
