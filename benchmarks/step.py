@@ -24,7 +24,8 @@ from torch.nn.functional import leaky_relu
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2i_ray.config import load_config
-from t2i_ray.gan_cls import GanCls, Piece
+from t2i_ray.family import Piece
+from t2i_ray.gan_cls import GanCls
 from t2i_ray.learner import Learner
 
 CONFIG = Path(__file__).parent.parent / "configs" / "gan_cls_64.yaml"
@@ -57,7 +58,7 @@ def make_step(update: str, linear: bool = False) -> Callable[[], object]:
         gan.discriminator.head = head  # type: ignore[assignment]
         networks = {"discriminator": gan.discriminator}
         rates = {"discriminator": config.optim.lr_d}
-        gan.learner_d = Learner(networks, rates, config.optim)
+        gan.learner_d = gan.learners["optimizer_d"] = Learner(networks, rates, config.optim)
     size, count = config.data.image_size, config.train.batch_size
     right, wrong = torch.randn(2, count, TEXT_IN)
     noise = torch.randn(count, config.model.noise_dim)

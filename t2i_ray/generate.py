@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2i_ray.checkpoint import Checkpoint
 from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.data import counter_rng
 from t2i_ray.encoders import Encoder, load_encoder
-from t2i_ray.models import Generator, reserve_statistics
+from t2i_ray.families import family_of
+from t2i_ray.models import reserve_statistics
 
 #: The files of a checkpoint that make pictures; a folder of them is a model.
 MODEL_TENSORS = ("generator_ema", "encoder_ema")
@@ -42,7 +43,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
 class Pipeline:
     """Captions and noise in, pictures out."""
 
-    def __init__(self, config: Config, encoder: Encoder, generator: Generator) -> None:
+    def __init__(self, config: Config, encoder: Encoder, generator: nn.Module) -> None:
         self.config = config
         self._encoder = encoder
         self._generator = generator
@@ -55,8 +56,7 @@ class Pipeline:
         config = parse_config(documents["config"])
         encoder = load_encoder(documents["encoder"])
         encoder.module.load_state_dict(_float32(tensors["encoder_ema"]))
-        model = config.model
-        generator = Generator(model.noise_dim, encoder.dim, model.text_dim, model.g_channels)
+        generator = family_of(config).make_generator(config, encoder.dim)
         reserve_statistics(generator)
         generator.load_state_dict(_float32(tensors["generator_ema"]))
         encoder.module.eval().float()

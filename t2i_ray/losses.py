@@ -1,47 +1,83 @@
-"""What each network of GAN-CLS maximises, from the discriminator's logits. Torch alone."""
+"""What each network of a GAN maximises, from the discriminator's scores. Torch alone."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import cross_entropy, relu, softplus
+
+Kind = Literal["logistic", "hinge"]
 
 
 class Scores(NamedTuple):
-    """The discriminator's logits for the three pairs of Algorithm 1."""
+    """The discriminator's scores for the three pairs of Algorithm 1, or for two of them."""
 
     real: Tensor  # [b] real picture, right caption
-    wrong: Tensor  # [b] real picture, wrong caption
+    wrong: Tensor | None  # [b] real picture, wrong caption
     fake: Tensor  # [b] generated picture, right caption
 
 
-def discriminator_loss(scores: Scores) -> tuple[Tensor, dict[str, Tensor]]:
+def discriminator_loss(scores: Scores, kind: Kind = "logistic") -> tuple[Tensor, dict[str, Tensor]]:
     """Maximise the likelihood of "real and matching" for real + right, its contrary for the rest.
 
     -log D(real, right) - 1/2 log(1 - D(real, wrong)) - 1/2 log(1 - D(fake, right)), with D the
-    logistic function of the score (Algorithm 1, line 9); and the terms and shares to log.
+    logistic function of the score (Algorithm 1, line 9); and the terms and shares to log. Without
+    wrong pairs the fakes weigh 1. With the hinge loss a score has only to be beyond 1 or -1 (Lim
+    and Ye 2017): -log D(s) becomes max(0, 1 - s), and -log(1 - D(s)) becomes max(0, 1 + s).
     """
-    real, wrong, fake = (_at_least_float32(score) for score in scores)
+    cost = softplus if kind == "logistic" else _hinge
+    given = {
+        name: _at_least_float32(score) for name, score in scores._asdict().items()
+        if score is not None
+    }  # fmt: skip
     terms = {
-        "d_real": softplus(-real).mean(),
-        "d_wrong": softplus(wrong).mean(),
-        "d_fake": softplus(fake).mean(),
+        name: cost(-score if name == "real" else score).mean() for name, score in given.items()
     }
-    loss = terms["d_real"] + terms["d_wrong"] / 2 + terms["d_fake"] / 2
-    right_sign = {
-        "d_acc_real": (real > 0).to(loss.dtype).mean(),
-        "d_acc_wrong": (wrong < 0).to(loss.dtype).mean(),
-        "d_acc_fake": (fake < 0).to(loss.dtype).mean(),
-    }
-    logged = {"d_loss": loss, **terms, **right_sign}
+    others = [terms[name] for name in ("wrong", "fake") if name in terms]
+    loss = terms["real"] + torch.stack(others).mean()
+    logged = {"d_loss": loss, **{f"d_{name}": term for name, term in terms.items()}}
+    for name, score in given.items():
+        right_sign = score > 0 if name == "real" else score < 0
+        logged[f"d_acc_{name}"] = right_sign.to(loss.dtype).mean()
     return loss, {name: value.detach() for name, value in logged.items()}
 
 
-def generator_loss(fake: Tensor) -> Tensor:
-    """Maximise the likelihood that D takes the fake for real and matching: -log D(fake, right)."""
-    return softplus(-_at_least_float32(fake)).mean()
+def generator_loss(fake: Tensor, kind: Kind = "logistic") -> Tensor:
+    """Maximise the likelihood that D takes the fake for real and matching: -log D(fake, right).
+
+    With the hinge loss: maximise the score itself.
+    """
+    fake = _at_least_float32(fake)
+    return softplus(-fake).mean() if kind == "logistic" else -fake.mean()
+
+
+def r1_penalty(scores: Tensor, images: Tensor) -> Tensor:
+    """The mean squared length of D's gradient at real pictures (Mescheder et al. 2018, eq. 9).
+
+    Args:
+        scores: [b] of real pictures with their captions.
+        images: [b, 3, S, S] these pictures, of which the scores are a function.
+    """
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+    return gradient.flatten(1).square().sum(1).mean()
+
+
+def matching_penalty(scores: Tensor, images: Tensor, codes: Tensor) -> Tensor:
+    """The matching-aware gradient penalty of DF-GAN (Tao et al. 2022, eq. 1), without its weight.
+
+    Mean of (|gradient by the picture| + |gradient by the caption's code|)**6 at real pictures with
+    right captions: D is smooth where G is to arrive. The paper's weight is 2.
+
+    Args:
+        scores: [b] of real pictures with their captions.
+        images: [b, 3, S, S] these pictures, of which the scores are a function.
+        codes: [b, text_in] the right captions' codes.
+    """
+    gradients = torch.autograd.grad(scores.sum(), [images, codes], create_graph=True)
+    lengths = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]
+    return torch.stack(lengths).sum(0).pow(6).mean()
 
 
 def matching_loss(logits: Tensor) -> Tensor:
@@ -53,6 +89,10 @@ def matching_loss(logits: Tensor) -> Tensor:
     """
     logits, own = _at_least_float32(logits), torch.arange(len(logits), device=logits.device)
     return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+
+
+def _hinge(score: Tensor) -> Tensor:
+    return relu(1 + score)
 
 
 def _at_least_float32(score: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
+from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 SLOPE = 0.2
 TEMPERATURE = 0.1  # of matching, as in XMC-GAN
@@ -74,10 +75,16 @@ class Discriminator(nn.Module):
         text_dim: width to which the code is projected.
         channels: channels from the picture down to 4x4.
         matching: whether it also has a `Matcher`.
+        spectral: whether trunk and head are spectrally normalised.
     """
 
     def __init__(
-        self, text_in: int, text_dim: int, channels: Sequence[int], matching: bool = False
+        self,
+        text_in: int,
+        text_dim: int,
+        channels: Sequence[int],
+        matching: bool = False,
+        spectral: bool = False,
     ):
         super().__init__()
         self.trunk = Trunk(channels)
@@ -86,6 +93,16 @@ class Discriminator(nn.Module):
         self.apply(_dcgan_init)
         for layer in (self.trunk.join, self.head.join, self.head.last):  # convolutions in disguise
             nn.init.normal_(layer.weight, 0.0, 0.02)
+        if spectral:
+            for part in [*self.trunk.modules(), *self.head.modules()]:
+                if isinstance(part, nn.Conv2d | nn.Linear):
+                    register_parametrization(part, "weight", SpectralNorm(part.weight))
+
+    def iterate_spectral(self) -> None:
+        """Once a step, on every worker alike: bring the estimates of spectral norms up to date."""
+        for part in self.modules():
+            if isinstance(part, ParametrizationList) and isinstance(part[0], SpectralNorm):
+                part[0].iterate(part.original)
 
     def features(self, images: Tensor) -> Tensor:
         """Pictures [b, 3, S, S] -> the image's half of the joint layer [b, c, 4, 4].
@@ -106,6 +123,37 @@ class Discriminator(nn.Module):
             raise ValueError("this discriminator was made without matching")
         logits: Tensor = self.matcher(features, code)
         return logits
+
+
+class SpectralNorm(nn.Module):
+    """A weight over its largest singular value (Miyato et al. 2018), as a parametrization.
+
+    The singular vectors are estimated by one round of power iteration a step, in `iterate`, not in
+    each forward as torch's own does it: how many forwards there are depends on a worker's share of
+    the pieces, and the update must not.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        rows = weight.flatten(1)  # [out, in * k * k]
+        self.register_buffer("u", normalize(torch.randn(rows.shape[0]), dim=0))
+        self.register_buffer("v", torch.zeros(rows.shape[1]))
+        for _ in range(15):  # as torch starts
+            self.iterate(weight)
+
+    @torch.no_grad()
+    def iterate(self, weight: Tensor) -> None:
+        """One round of power iteration."""
+        rows = weight.flatten(1)
+        self.v.copy_(normalize(rows.T @ self.u, dim=0))
+        self.u.copy_(normalize(rows @ self.v, dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight over u' W v."""
+        return weight / torch.dot(self.u, weight.flatten(1) @ self.v)
 
 
 class Trunk(nn.Module):
@@ -133,6 +181,31 @@ class Trunk(nn.Module):
             x = block(x)  # [b, c, h, w] -> [b, c', h/2, w/2]
         joined: Tensor = self.join(x.permute(0, 2, 3, 1))  # [b, 4, 4, c]
         return joined.permute(0, 3, 1, 2)  # [b, c, 4, 4], channels last
+
+
+class Recognition(nn.Module):
+    """What noise may have made a picture of this caption: q(z | x, t) of a CVAE.
+
+    Args:
+        noise_dim: width z of the noise.
+        text_in, text_dim, channels: as the discriminator's.
+    """
+
+    def __init__(self, noise_dim: int, text_in: int, text_dim: int, channels: Sequence[int]):
+        super().__init__()
+        self.trunk = Trunk(channels)
+        self.text = _text_projection(text_in, text_dim)
+        self.join = nn.Linear(text_dim, channels[-1], bias=False)
+        self.norm = _batch_norm(channels[-1])
+        self.last = nn.Linear(4 * 4 * channels[-1], 2 * noise_dim)
+        self.apply(_dcgan_init)
+
+    def forward(self, images: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [b, 3, S, S], codes [b, text_in] -> means and log variances, [b, z] each."""
+        x = self.trunk(images) + self.join(self.text(code))[:, :, None, None]  # [b, c, 4, 4]
+        x = leaky_relu(self.norm(x), SLOPE, inplace=True)  # [b, c, 4, 4]
+        mean, log_variance = self.last(x.flatten(1)).chunk(2, dim=1)  # [b, 2 z]
+        return mean, log_variance
 
 
 class Head(nn.Module):

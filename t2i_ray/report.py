@@ -181,7 +181,7 @@ def loss_figure(history: Mapping[str, Sequence[float]]) -> bytes:
         ("g_loss", "generator", BLUE, "-"),
         ("d_loss", "discriminator", ORANGE, "-"),
     ])  # fmt: skip
-    losses.set(title="Losses", xlabel="step", ylabel="loss (nats)")
+    losses.set(title="Losses", xlabel="step", ylabel="loss")
     accuracy.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     _curves(accuracy, step, history, [
         ("d_acc_real", "real, right caption", BLUE, "-"),

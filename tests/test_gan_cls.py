@@ -13,7 +13,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import batch_norm, conv2d, conv_transpose2d, leaky_relu, linear
 
 from t2i_ray.config import Config, Optim, UserError, parse_config
-from t2i_ray.gan_cls import GanCls, Piece
+from t2i_ray.family import Piece
+from t2i_ray.gan_cls import GanCls
 from t2i_ray.learner import schedule
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss
 from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
@@ -139,26 +140,52 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
     g: dict[str, Tensor] = dict(gan.generator.named_parameters())
     d: dict[str, Tensor] = dict(gan.discriminator.named_parameters())
     e: dict[str, Tensor] = dict(gan.encoder.named_parameters())
-    weight = gan.train.matching
+    train = gan.train
+    weight = train.matching
 
     def log_d(images: Tensor, code: Tensor) -> Tensor:
-        return torch.log(torch.sigmoid(textbook_discriminator(d, images, code))).mean()
+        score = textbook_discriminator(d, images, code)
+        if train.loss == "hinge":
+            return -torch.where(score < 1, 1 - score, 0).mean()
+        return torch.log(torch.sigmoid(score)).mean()
 
     def log_not_d(images: Tensor, code: Tensor) -> Tensor:
-        return torch.log(1 - torch.sigmoid(textbook_discriminator(d, images, code))).mean()
+        score = textbook_discriminator(d, images, code)
+        if train.loss == "hinge":
+            return -torch.where(score > -1, 1 + score, 0).mean()
+        return torch.log(1 - torch.sigmoid(score)).mean()
+
+    def judged(fake: Tensor, code: Tensor) -> Tensor:
+        """What G minimises."""
+        if train.loss == "hinge":
+            return -textbook_discriminator(d, fake, code).mean()
+        return -log_d(fake, code)
+
+    def penalties(images: Tensor, code: Tensor) -> Tensor:
+        """Picture by picture, though BatchNorm makes each score a function of all."""
+        images = images.clone().requires_grad_()
+        total = textbook_discriminator(d, images, code).sum()
+        by_image, by_code = torch.autograd.grad(total, [images, code], create_graph=True)
+        found = torch.zeros(())
+        for one, other in zip(by_image, by_code, strict=True):
+            squares, lengths = (one**2).sum(), (one**2).sum().sqrt() + (other**2).sum().sqrt()
+            found = found + train.r1 / 2 * squares + train.matching_penalty * lengths**6
+        return found / len(images)
 
     def matching(images: Tensor, code: Tensor) -> Tensor:
         return weight * textbook_matching(d, images, code) if weight else torch.zeros(())
 
     codes = [gan.encoder(piece.right).detach() for piece in pieces]
+    others = [gan.encoder(piece.wrong).detach() for piece in pieces]
     losses_d, matching_d = [], []
-    for (images, right, wrong, noise), code in zip(pieces, codes, strict=True):
+    for (images, right, wrong, noise, _), code in zip(pieces, codes, strict=True):
         fake = textbook_generator(g, noise, code).detach()
         s_r = log_d(images, gan.encoder(right))
         s_w = log_not_d(images, gan.encoder(wrong))
         s_f = log_not_d(fake, gan.encoder(right))
         losses_d.append(-(s_r + (s_w + s_f) / 2))
-        matching_d.append(matching(images, gan.encoder(right)))
+        extra = penalties(images, gan.encoder(right))
+        matching_d.append(matching(images, gan.encoder(right)) + extra)
     loss_d = torch.stack(losses_d).mean()
     of_d = [*d.values(), *e.values()]
     gradients_d = torch.autograd.grad(loss_d + torch.stack(matching_d).mean(), of_d)
@@ -166,14 +193,17 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
         for group in gan.learner_d.optimizer.param_groups:
             group["lr"] = group["base_lr"]
         for parameter, gradient in zip(of_d, gradients_d, strict=True):
-            parameter.grad = gradient
+            # The fused kernel wants it laid out as the parameter is.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
         gan.learner_d.optimizer.step()
 
     losses_g, matching_g = [], []
-    for piece, code in zip(pieces, codes, strict=True):
+    for piece, code, other in zip(pieces, codes, others, strict=True):
         fake = textbook_generator(g, piece.noise, code)
-        losses_g.append(-log_d(fake, code))
-        matching_g.append(matching(fake, code))
+        losses_g.append(judged(fake, code))
+        between = 0.5 * code + 0.5 * other
+        extra = train.interpolation * judged(textbook_generator(g, piece.noise, between), between)
+        matching_g.append(matching(fake, code) + extra)
     loss_g = torch.stack(losses_g).mean()
     gradients_g = torch.autograd.grad(loss_g + torch.stack(matching_g).mean(), list(g.values()))
     names = [f"discriminator.{n}" for n in d] + [f"encoder.{n}" for n in e]
@@ -211,6 +241,21 @@ def test_the_step_has_the_gradients_of_the_textbook(
     book = make_gan(micro_batches=micro, update=update, matching=matching)
     wanted = textbook_step(book, pieces, update)
     losses = gan.step(pieces, step=0, micro_batches=micro, world=1)
+    found = gradients(gan) | {name: losses[name] for name in ("d_loss", "g_loss")}
+    assert_close(found, wanted, 1e-9)
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": "hinge"}, {"interpolation": 0.8}, {"r1": 3.0}, {"matching_penalty": 0.01}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_have_the_gradients_of_their_papers(update: str, options: dict[str, Any]) -> None:
+    pieces = make_pieces(2)
+    gan = make_gan(micro_batches=2, update=update, **options)
+    wanted = textbook_step(make_gan(micro_batches=2, update=update, **options), pieces, update)
+    losses = gan.step(pieces, step=0, micro_batches=2, world=1)
     found = gradients(gan) | {name: losses[name] for name in ("d_loss", "g_loss")}
     assert_close(found, wanted, 1e-9)
 
@@ -255,12 +300,17 @@ def test_losses_are_those_of_the_paper() -> None:
 # --------------------------------------------------------------------------------- DDP
 
 
-VARIANTS = [("alternating", False), ("alternating", True), ("simultaneous", False)]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "alternating": {"matching": 0.5},
+    "recomputed": {"matching": 0.5, "recompute_fakes": True},
+    "simultaneous": {"matching": 0.5, "update": "simultaneous"},
+    "penalised": {"r1": 0.5, "matching_penalty": 0.001, "interpolation": 1.0, "loss": "hinge"},
+}
 
 
-def _train(update: str, recompute: bool, rank: int, world: int) -> dict[str, Tensor]:
+def _train(variant: str, rank: int, world: int) -> dict[str, Tensor]:
     """What three steps leave behind: gradients, losses and state."""
-    gan = make_gan(micro_batches=4, update=update, recompute_fakes=recompute, matching=0.5)
+    gan = make_gan(micro_batches=4, **VARIANTS[variant])
     gan.distribute()
     for step in range(3):
         mine = make_pieces(4, seed=step)[rank::world]  # 3 workers: shares of 2, 1 and 1
@@ -271,7 +321,7 @@ def _train(update: str, recompute: bool, rank: int, world: int) -> dict[str, Ten
     tensors["losses"] = torch.stack([losses[name] for name in sorted(losses)])
     if world > 1:
         torch.distributed.all_reduce(tensors["losses"])
-    return {f"{update}.{recompute}.{name}": tensor for name, tensor in tensors.items()}
+    return {f"{variant}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _rank(rank: int, world: int, store: str) -> None:
@@ -279,7 +329,7 @@ def _rank(rank: int, world: int, store: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world
     )
-    tensors = {n: t for v in VARIANTS for n, t in _train(*v, rank, world).items()}
+    tensors = {n: t for v in VARIANTS for n, t in _train(v, rank, world).items()}
     save_file(tensors, f"{store}.{rank}")
     torch.distributed.destroy_process_group()
 
@@ -289,7 +339,7 @@ def test_any_number_of_workers_makes_the_same_update(world: int, tmp_path: Path)
     store = str(tmp_path / "store")
     spawn(_rank, (world, store), nprocs=world)  # type: ignore[no-untyped-call]
     ranks = [load_file(f"{store}.{rank}") for rank in range(world)]
-    wanted = {n: t for v in VARIANTS for n, t in _train(*v, 0, 1).items()}
+    wanted = {n: t for v in VARIANTS for n, t in _train(v, 0, 1).items()}
     for name, value in wanted.items():
         for other in ranks[1:]:
             assert torch.equal(ranks[0][name], other[name]), f"ranks disagree on {name}"
@@ -471,7 +521,7 @@ def test_bfloat16_keeps_float32_weights_and_losses(update: str) -> None:
     gan = make_gan(precision="bfloat16", update=update, matching=0.5)
     losses = gan.step(make_pieces(1), 0, 1, 1)
     assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
-    assert gan.generator.last.weight.dtype == torch.float32
+    assert {weight.dtype for weight in gan.generator.parameters()} == {torch.float32}
 
 
 def test_compiled_networks_and_the_simultaneous_update_are_refused_together() -> None:

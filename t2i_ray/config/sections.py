@@ -10,11 +10,19 @@ from t2i_ray.config.data import Data
 from t2i_ray.config.encoders import BiGRU, EncoderConfig
 from t2i_ray.config.fields import Section, identity, operational
 
+#: A class by its module and name.
+CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+
 
 class Model(Section):
-    """The two networks (Reed et al. 2016, section 4.1; DCGAN's layers)."""
+    """The networks (Reed et al. 2016, section 4.1; DCGAN's layers)."""
 
-    family: Literal["gan_cls"] = identity("gan_cls", doc="Which training algorithm.")
+    family: str = identity(
+        "gan_cls",
+        doc="Which training algorithm: gan_cls, cgan (no mismatched pairs), cvae, or your own as "
+        "my_package.my_file:MyFamily.",
+        pattern=rf"^(gan_cls|cgan|cvae|{CLASS})$",
+    )
     noise_dim: int = identity(100, doc="Width of the noise z.", ge=1)
     text_dim: int = identity(128, doc="Width to which both networks project a caption.", ge=1)
     g_channels: list[int] = identity(
@@ -26,6 +34,12 @@ class Model(Section):
         [64, 128, 256, 512],
         doc="Discriminator's channels from the image down to 4x4.",
         min_length=1,
+    )
+    spectral_norm: bool = identity(
+        False, doc="Spectral normalisation of the discriminator (Miyato et al. 2018)."
+    )
+    sigma: float = identity(
+        0.3, doc="cvae: standard deviation of a picture's numbers around what is drawn.", gt=0
     )
     ema: float = identity(
         0.999, doc="Decay per step of the averaged generator (and encoder); 0: none.", ge=0, lt=1
@@ -68,6 +82,27 @@ class Train(Section):
         "0: none, as in the paper.",
         ge=0,
     )
+    loss: Literal["logistic", "hinge"] = identity(
+        "logistic", doc="logistic, as in the paper, or hinge (Lim and Ye 2017)."
+    )
+    interpolation: float = identity(
+        0.0,
+        doc="Weight of G's loss on codes half-way between two captions (GAN-CLS-INT, equation 6); "
+        "0: none.",
+        ge=0,
+    )
+    r1: float = identity(
+        0.0, doc="Weight gamma of the R1 penalty (Mescheder et al. 2018); 0: none.", ge=0
+    )
+    matching_penalty: float = identity(
+        0.0,
+        doc="Weight k of the matching-aware gradient penalty (DF-GAN, Tao et al. 2022, where it is "
+        "2); 0: none.",
+        ge=0,
+    )
+    augment: list[Literal["color", "translation", "cutout"]] = identity(
+        [], doc="What DiffAugment (Zhao et al. 2020) does to all that D is shown."
+    )
     recompute_fakes: bool = identity(
         False, doc="Draw the fakes again for G's update: less memory, more time."
     )
@@ -94,6 +129,11 @@ class Train(Section):
             # Two backwards over one graph, and compiled code may free buffers in the first.
             raise ValueError(
                 "compile=True goes with update=alternating only; change one of the two"
+            )
+        if self.compile and (self.r1 or self.matching_penalty):
+            raise ValueError(
+                "train.compile=True does not go with train.r1 or train.matching_penalty: compiled "
+                "networks have no second derivatives; change one of them"
             )
         if self.batch_size == self.micro_batches:
             raise ValueError(

@@ -15,7 +15,7 @@ from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config
 from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder
-from t2i_ray.gan_cls import GanCls
+from t2i_ray.family import Family
 from t2i_ray.generate import to_uint8
 from t2i_ray.runs import run_store
 from t2i_ray.storage import StorageError, Store
@@ -50,17 +50,17 @@ class Bystander:
         """Whether a sample grid is to be drawn after this step."""
         return False
 
-    def sample(self, step: int, gan: GanCls) -> None:
+    def sample(self, step: int, family: Family) -> None:
         """Draw the sample grid."""
 
     def evaluation_due(self, step: int) -> bool:  # noqa: ARG002
         """Whether the measures are to be taken after this step."""
         return False
 
-    def evaluate(self, step: int, gan: GanCls) -> None:
+    def evaluate(self, step: int, family: Family) -> None:
         """Take the measures on the validation split."""
 
-    def save(self, step: int, gan: GanCls) -> None:
+    def save(self, step: int, family: Family) -> None:
         """Save a checkpoint."""
 
     def give_up(self) -> None:
@@ -147,12 +147,12 @@ class Chief(Bystander):
         every = self._config.train.sample_every
         return every > 0 and step % every == 0
 
-    def sample(self, step: int, gan: GanCls) -> None:
+    def sample(self, step: int, family: Family) -> None:
         """The grid of fixed captions by fixed noises, by the averaged generator."""
         captions = self._grid_captions()
         noise = self._feed.noise("grid", count=GRID_NOISES)
-        self._refresh(step, gan)
-        images = gan.sample(
+        self._refresh(step, family)
+        images = family.sample(
             noise.repeat(len(captions), 1),
             self._feed.rows(np.repeat(captions, GRID_NOISES)),
         )
@@ -165,30 +165,30 @@ class Chief(Bystander):
         chosen = ids[np.linspace(0, len(ids) - 1, min(GRID_CAPTIONS, len(ids))).astype(int)]
         return np.array([self._prepared.captions_of(sample)[0] for sample in chosen])
 
-    def _refresh(self, step: int, gan: GanCls) -> None:
+    def _refresh(self, step: int, family: Family) -> None:
         """Estimate the averaged generator's BatchNorm statistics on training captions."""
         if step == self._refreshed:
             return
         self._refreshed = step
-        gan.refresh_ema_statistics([self._feed.piece(i, 0) for i in range(STATISTICS_BATCHES)])
+        family.refresh_ema_statistics([self._feed.piece(i, 0) for i in range(STATISTICS_BATCHES)])
 
     def evaluation_due(self, step: int) -> bool:
         """Every evaluation.every steps."""
         every = self._config.evaluation.every
         return every > 0 and step % every == 0
 
-    def evaluate(self, step: int, gan: GanCls) -> None:
+    def evaluate(self, step: int, family: Family) -> None:
         """Take the measures on the validation split."""
         from t2i_ray import evaluate
 
-        self._refresh(step, gan)
+        self._refresh(step, family)
         reader = evaluate.load_reader(self._root, self._prepared, self._config.data)
 
         part = itertools.count()
 
         def generate(captions: np.ndarray) -> np.ndarray:
             noise = self._feed.noise("evaluation", next(part), count=len(captions))
-            return to_uint8(gan.sample(noise, self._feed.rows(captions)))
+            return to_uint8(family.sample(noise, self._feed.rows(captions)))
 
         scores = evaluate.measure(
             reader, self._prepared, generate, split="val", count=self._config.evaluation.samples
@@ -196,9 +196,9 @@ class Chief(Bystander):
         self._scores = step, scores
         self._tracker.log(step, scores)
 
-    def save(self, step: int, gan: GanCls) -> None:
+    def save(self, step: int, family: Family) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
-        self._refresh(step, gan)
+        self._refresh(step, family)
         self._train_seconds += time.monotonic() - self._started
         self._started = time.monotonic()
         cluster = self._config.cluster
@@ -216,7 +216,7 @@ class Chief(Bystander):
         }
         self._checkpoints.save(
             step,
-            {**gan.state(), "history": history},
+            {**family.state(), "history": history},
             {
                 "state": {
                     "step": step,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from t2i_ray.augment import CHANCES
 from t2i_ray.config import Config
 from t2i_ray.data import Batches, Prepared, counter_rng
-from t2i_ray.gan_cls import Piece
+from t2i_ray.family import Piece
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
@@ -29,6 +30,7 @@ class Feed:
             micro_batches=config.train.micro_batches,
         )
         self._rows = rows
+        self._augments = bool(config.train.augment)
         self._seed = config.seed
         self._noise_dim = config.model.noise_dim
         self._dtype = DTYPES[config.train.precision]
@@ -42,7 +44,13 @@ class Feed:
             right=self.rows(batch.right),
             wrong=self.rows(batch.wrong),
             noise=self.noise("noise", step, micro, count=len(batch.right)),
+            chance=self._chance(step, micro, len(batch.right)) if self._augments else None,
         )
+
+    def _chance(self, step: int, micro: int, count: int) -> torch.Tensor:
+        rng = counter_rng(self._seed, "augment", step, micro)
+        chance = rng.random((count, CHANCES), dtype=np.float32)
+        return torch.from_numpy(chance).to(self._device, self._dtype)
 
     def pictures(self, images: np.ndarray) -> torch.Tensor:
         """uint8 [b, S, S, 3] to [b, 3, S, S] in [-1, 1], channels last."""

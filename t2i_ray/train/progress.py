@@ -41,8 +41,12 @@ class Progress:
         left = (self._steps - step) * self._batch_size / max(speed, 1e-9)
         self._last_step, self._last_time = step, time.monotonic()
         width = len(str(self._steps))
+        shown = "".join(
+            f"{label} {losses[name]:.3f}  "
+            for label, name in (("D", "d_loss"), ("G", "g_loss"))
+            if name in losses
+        )
         return (
-            f"{self._name}  step {step:>{width}}/{self._steps}  "
-            f"D {losses['d_loss']:.3f}  G {losses['g_loss']:.3f}  "
+            f"{self._name}  step {step:>{width}}/{self._steps}  {shown}"
             f"{speed:.0f} images/s  {duration(left)} left"
         )
