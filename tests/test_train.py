@@ -15,10 +15,13 @@ from servers import S3Server, free_port
 
 from t2i_ray.checkpoint import Checkpoints, DamagedCheckpoint
 from t2i_ray.config import Storage, load_config
+from t2i_ray.generate import Pipeline
 from t2i_ray.runs import read_run, run_store
 from t2i_ray.storage import open_store
 from t2i_ray.tracking import describe
 from t2i_ray.train import Job, Worker, train
+
+EXAMPLES = str(Path(__file__).parent.parent / "examples")
 
 
 def assert_same_run(runner: Runner, name: str, unbroken: str) -> None:
@@ -112,6 +115,25 @@ def test_broken_in_every_way(runner: Runner, unbroken: str) -> None:
     assert "continues from step" in output
     assert len(runner.record(name).attempts) == 4
     assert_same_run(runner, name, unbroken)
+
+
+@pytest.mark.parametrize("family", ["cgan", "cvae", "least_squares:LeastSquares"])
+def test_every_family_trains_and_draws(
+    runner: Runner, unbroken: str, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one is a user's own, in examples/."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    name = family.partition(":")[0]
+    options = [f"model.family={family}", "train.steps=20", "tracking.enabled=false"]
+    runner.train_without_ray(
+        name, unbroken, *options, "evaluation.every=20", "evaluation.samples=64"
+    )
+    history = runner.checkpoint(name).tensors["history"]
+    assert ("d_loss" in history) == (family != "cvae")
+    assert len(history["g_loss"]) == 20
+    assert (runner.folder / f"store/runs/{name}/losses.png").exists()
+    pictures = Pipeline.from_checkpoint(runner.checkpoint(name)).images(["a red flower"], [0])
+    assert pictures.shape == (1, 16, 16, 3)
 
 
 def test_weights_to_inherit_must_be_there(runner: Runner, unbroken: str) -> None:
