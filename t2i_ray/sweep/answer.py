@@ -254,7 +254,7 @@ def _row(
     for name in names:
         record = read_run(store, name)
         if record and record.status == "FINISHED":
-            last = _last(store, record, stage)
+            last = _last(store, record, stage, metric)
             counts["finished" if last else "left"] += 1
             if last:
                 scores.append(last[metric])
@@ -268,8 +268,8 @@ def _row(
     return Row(setting, scores, **counts), rows
 
 
-def _last(store: Store, record: RunRecord, stage: Stage) -> dict[str, float] | None:
-    """The measures at a finished run's end; None: it was not measured there."""
+def _last(store: Store, record: RunRecord, stage: Stage, metric: str) -> dict[str, float] | None:
+    """The measures at a finished run's end; None: the metric was not measured there."""
     if stage == "search":
         rows = Scores(store, record.name).rows
         return rows[-1] if rows and rows[-1][STEP] == record.steps else None
@@ -277,4 +277,7 @@ def _last(store: Store, record: RunRecord, stage: Stage) -> dict[str, float] | N
         document = json.loads(run_store(store, record.name).read("evaluation/test.json"))
     except MissingKey:
         return None
-    return {STEP: document["step"], **document["metrics"]}
+    # Somebody may have measured other things since.
+    return (
+        {STEP: document["step"], **document["metrics"]} if metric in document["metrics"] else None
+    )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from t2i_ray.config import Config, Sweep, UserError, with_values
+from t2i_ray.config import Config, Sweep, UserError, names_while_training, with_values
 from t2i_ray.data import open_prepared
 from t2i_ray.launch import make_shared_once, prepare_data, worker_environment
 from t2i_ray.storage import Store
@@ -124,8 +124,8 @@ class Tasks:
 
     def _prepared(self, config: Config) -> str:
         data = prepare_data(config, self._store)
-        known = ["frechet_reader", "agreement/mean"]
-        known += [f"agreement/{name}" for name in open_prepared(self._store, data).attributes]
+        attributes = open_prepared(self._store, data).attributes
+        known = names_while_training(config.evaluation.measures, attributes)
         search = self._sweep.search
         for metric in [search.metric, *search.also]:
             if metric.startswith("val/") and metric.removeprefix("val/") not in known:
