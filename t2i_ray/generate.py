@@ -54,11 +54,11 @@ class Pipeline:
         """From the tensors and JSON documents that a checkpoint holds."""
         config = parse_config(documents["config"])
         encoder = load_encoder(documents["encoder"])
-        encoder.module.load_state_dict(_float32(tensors["encoder_ema"]))
+        encoder.module.load_state_dict(float32(tensors["encoder_ema"]))
         model = config.model
         generator = Generator(model.noise_dim, encoder.dim, model.text_dim, model.g_channels)
         reserve_statistics(generator)
-        generator.load_state_dict(_float32(tensors["generator_ema"]))
+        generator.load_state_dict(float32(tensors["generator_ema"]))
         encoder.module.eval().float()
         return cls(config, encoder, generator.eval())
 
@@ -113,5 +113,6 @@ class Pipeline:
         return self.draw(self.encode(captions), self.noise(seeds))
 
 
-def _float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors as float32, others as they are."""
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
