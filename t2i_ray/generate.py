@@ -55,10 +55,10 @@ class Pipeline:
         """From the tensors and JSON documents that a checkpoint holds."""
         config = parse_config(documents["config"])
         encoder = load_encoder(documents["encoder"])
-        encoder.module.load_state_dict(_float32(tensors["encoder_ema"]))
+        encoder.module.load_state_dict(float32(tensors["encoder_ema"]))
         generator = family_of(config).make_generator(config, encoder.dim)
         reserve_statistics(generator)
-        generator.load_state_dict(_float32(tensors["generator_ema"]))
+        generator.load_state_dict(float32(tensors["generator_ema"]))
         encoder.module.eval().float()
         return cls(config, encoder, generator.eval())
 
@@ -113,5 +113,6 @@ class Pipeline:
         return self.draw(self.encode(captions), self.noise(seeds))
 
 
-def _float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors as float32, others as they are."""
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}

@@ -43,7 +43,12 @@ ONLY_IN = {
     "boto3": {"storage"},
     "matplotlib": {"report", "compare"},
     "jinja2": {"compare"},
+    "onnxruntime": {"evaluate"},
+    "prdc": {"evaluate"},
     "scipy": {"compare"},
+    "sklearn": {"evaluate"},
+    "torch_fidelity": {"evaluate"},
+    "torchmetrics": {"evaluate"},
     "typer": {"cli"},
 }
 

@@ -68,6 +68,13 @@ def test_shipped_files_load(path: Path) -> None:
         ({}, {}, ["space", "at least one"]),
         (RATES, {"metric": "d_loss"}, ["search.metric=", "d_loss"]),
         (RATES, {"metric": "val/frechet_reader"}, ["search.mode=max", "min"]),
+        (RATES, {"metric": "val/precision_reader"}, ["evaluation.measures", "val/frechet_reader"]),
+        (RATES, {"metric": "val/nearest_reader"}, ["search.metric="]),
+        (
+            RATES,
+            {"method": "tpe", "also": {"val/frechet_reader": "max"}},
+            ["search.also.val/frechet_reader=max", "write min"],
+        ),
         (RATES, {"scheduler": {"kind": "asha", "grace": 15}}, ["grace=15", "multiple"]),
         (RATES, {"scheduler": {"kind": "asha", "grace": 80}}, ["grace=80", "train.steps=60"]),
         (RATES, {"scheduler": {"kind": "hyperband"}}, ["hyperband", "asha"]),
@@ -118,6 +125,17 @@ def test_bad_sweeps_are_one_line(
     assert "\n" not in str(caught.value)
     for part in says:
         assert part in str(caught.value)
+
+
+def test_what_is_measured_while_training_can_rank() -> None:
+    given = document(RATES, metric="val/kernel_reader", mode="min")
+    given["evaluation"]["measures"] = ["kernel"]
+    assert parse_sweep(given).search.metric == "val/kernel_reader"
+    given["search"]["metric"] = "val/agreement/mean"
+    with pytest.raises(
+        UserError, match=r"search.mode=min: val/agreement/mean is better when large"
+    ):
+        parse_sweep(given)
 
 
 def test_a_grid_has_every_combination_and_each_seed() -> None:

@@ -155,13 +155,32 @@ def evaluate(
     run: Annotated[str, typer.Argument(help="A run's name.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     count: Annotated[int, typer.Option(min=2, help="How many pictures to generate.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of captions, noise and intervals.")] = 0,
+    measures: Annotated[
+        str | None,
+        typer.Option(
+            help="Groups by commas, such as frechet,kernel, or all (docs/measures.md lists them). "
+            "None: what takes little time."
+        ),
+    ] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(help="Inception's weights (.safetensors): FID, KID, Inception Score."),
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="YAML of a network of your own to measure by.")
+    ] = None,
+    resamples: Annotated[
+        int | None,
+        typer.Option(min=0, help="Resamples behind an interval; 0: no intervals. None: 200."),
+    ] = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
 ) -> None:
-    """Measure how well a run's pictures keep what their captions promise."""
+    """Measure a run's pictures: whether they show what captions say, and are like real ones."""
     from t2i_ray.cli.commands import measure
 
-    measure(run, split, count, storage, endpoint)
+    measure(run, split, count, seed, measures, inception, features, resamples, storage, endpoint)
 
 
 @app.command()

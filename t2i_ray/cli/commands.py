@@ -206,14 +206,27 @@ def _strip(pipeline: Pipeline, captions: list[str], count: int, seed: int, betwe
 # ------------------------------------------------------------------------------- measures
 
 
-def measure(run: str, split: str, count: int, storage: str, endpoint: str | None) -> None:
+def measure(
+    run: str,
+    split: str,
+    count: int,
+    seed: int,
+    measures: str | None,
+    inception: Path | None,
+    features: Path | None,
+    resamples: int | None,
+    storage: str,
+    endpoint: str | None,
+) -> None:
     """Measure a run's newest checkpoint and log it to MLflow."""
-    from t2i_ray.evaluate.run import evaluate_run
+    from t2i_ray.evaluate.run import Wanted, chosen_groups, evaluate_run
 
     if split not in ("val", "test"):
         raise UserError(f"--split {split}: use val or test")
+    weights = None if inception is None else str(inception)
+    wanted = Wanted(chosen_groups(measures), weights, features, resamples, seed)
     store = opened(storage, endpoint)
-    print(evaluate_run(store, existing_run(store, run), split, count))
+    print(evaluate_run(store, existing_run(store, run), split, count, wanted=wanted))
 
 
 # ----------------------------------------------------------------------------- comparison

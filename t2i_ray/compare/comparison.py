@@ -10,11 +10,11 @@ from functools import cached_property
 
 from t2i_ray.compare import notes, statistics
 from t2i_ray.compare.settings import Row, Trial, to_rows, to_trials
-from t2i_ray.config import UserError
+from t2i_ray.config import RANKED, UserError, larger_is_better
 from t2i_ray.runs import Stage
 from t2i_ray.tracking import History, PastRun
 
-MEASURE = re.compile(r"(val|test)/(agreement/[\w-]+|frechet_reader)")
+MEASURE = re.compile(f"(val|test)/({RANKED})")
 DEFAULT = "val/agreement/mean"
 MOST = 6  # contenders shown side by side
 GRIDS = "samples"
@@ -38,7 +38,7 @@ class Comparison:
     @property
     def larger(self) -> bool:
         """Whether a larger value is a better one."""
-        return not self.metric.endswith("frechet_reader")
+        return larger_is_better(self.metric) is not False
 
     def metric_of(self, stage: Stage) -> str:
         """A confirmation counts on the test split, which no choice was made by."""

@@ -4,11 +4,24 @@ from t2i_ray.config.data import Data, Emoji, Folder, Source, SyntheticFlowers
 from t2i_ray.config.encoders import BiGRU, EncoderConfig, HuggingFace
 from t2i_ray.config.fields import Section
 from t2i_ray.config.identity import flatten, identity_hash, identity_of, operational_names
+from t2i_ray.config.measures import (
+    CHEAP,
+    GROUPS,
+    INCEPTION,
+    KINDS,
+    RANKED,
+    READER,
+    WHILE_TRAINING,
+    OwnFeatures,
+    larger_is_better,
+    names_while_training,
+)
 from t2i_ray.config.reading import (
     UserError,
     json_schema,
     load_config,
     parse_config,
+    read_yaml,
     validate,
     with_overrides,
 )
@@ -17,6 +30,13 @@ from t2i_ray.config.sections import Config, Optim, Storage, Tracking
 from t2i_ray.config.sweep import Sweep, load_sweep, parse_sweep, sweep_schema, with_values
 
 __all__ = [
+    "CHEAP",
+    "GROUPS",
+    "INCEPTION",
+    "KINDS",
+    "RANKED",
+    "READER",
+    "WHILE_TRAINING",
     "BiGRU",
     "Config",
     "Data",
@@ -26,6 +46,7 @@ __all__ = [
     "Folder",
     "HuggingFace",
     "Optim",
+    "OwnFeatures",
     "Pbt",
     "Search",
     "Section",
@@ -39,11 +60,14 @@ __all__ = [
     "identity_hash",
     "identity_of",
     "json_schema",
+    "larger_is_better",
     "load_config",
     "load_sweep",
+    "names_while_training",
     "operational_names",
     "parse_config",
     "parse_sweep",
+    "read_yaml",
     "sweep_schema",
     "validate",
     "with_overrides",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from t2i_ray.config.fields import Section, operational
+from t2i_ray.config.measures import RANKED, larger_is_better
 
 
 class Dimension(Section):
@@ -95,7 +96,7 @@ class Pbt(Section):
 
 
 Scheduler = Annotated[Fifo | Asha | Median | Pbt, Field(discriminator="kind")]
-MEASURE = r"val/(agreement/[\w-]+|frechet_reader)"
+MEASURE = f"val/({RANKED})"
 COST = r"perf/(cpu|gpu)_seconds"
 
 
@@ -127,7 +128,7 @@ class Search(Section):
     seeds: list[int] = operational([0], doc="Every setting is trained with each.", min_length=1)
     metric: str = operational(
         "val/agreement/mean",
-        doc="The measure that ranks: val/agreement/... or val/frechet_reader, never a loss.",
+        doc="The measure that ranks, one that evaluation.measures takes; never a loss.",
         pattern=f"^{MEASURE}$",
     )
     mode: Literal["max", "min"] = operational("max", doc="Whether larger is better.")
@@ -147,8 +148,16 @@ class Search(Section):
         for name in self.also:
             if name == self.metric or not re.fullmatch(f"{MEASURE}|{COST}", name):
                 raise ValueError(
-                    f"search.also={name}: give other measures than search.metric: "
-                    "val/agreement/..., val/frechet_reader, perf/cpu_seconds, perf/gpu_seconds"
+                    f"search.also={name}: give other measures than search.metric, such as "
+                    "val/frechet_reader, or perf/cpu_seconds, perf/gpu_seconds"
+                )
+        for name, mode in {self.metric: self.mode, **self.also}.items():
+            field = "search.mode" if name == self.metric else f"search.also.{name}"
+            right = "max" if larger_is_better(name) else "min"  # less compute is better, too
+            if mode != right:
+                raise ValueError(
+                    f"{field}={mode}: {name} is better when "
+                    f"{'large' if right == 'max' else 'small'}; write {right}"
                 )
         if self.also and self.method != "tpe":
             raise ValueError(
@@ -172,10 +181,5 @@ class Search(Section):
         if self.confirm and (seen := {*self.seeds} & {*self.confirm.seeds}):
             raise ValueError(
                 f"search.confirm.seeds={sorted(seen)} are the search's own; give fresh ones"
-            )
-        if (self.metric == "val/frechet_reader") != (self.mode == "min"):
-            raise ValueError(
-                f"search.metric={self.metric} with search.mode={self.mode}: the Frechet distance "
-                "is better when small (min), agreement when large (max)"
             )
         return self

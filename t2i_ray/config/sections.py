@@ -9,6 +9,7 @@ from pydantic import model_validator
 from t2i_ray.config.data import Data
 from t2i_ray.config.encoders import BiGRU, EncoderConfig
 from t2i_ray.config.fields import Section, identity, operational
+from t2i_ray.config.measures import WHILE_TRAINING, TrainingGroup
 
 #: A class by its module and name.
 CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
@@ -155,10 +156,18 @@ class Checkpoint(Section):
 
 
 class Evaluation(Section):
-    """Measures taken while training, on the validation split."""
+    """Measures of generated pictures: while training, on the validation split."""
 
     every: int = operational(0, doc="Steps between two evaluations; 0: none.", ge=0)
     samples: int = operational(512, doc="Pictures generated for one evaluation.", ge=2)
+    measures: list[TrainingGroup] = operational(
+        WHILE_TRAINING, doc="What is measured, all by the reader.", min_length=1
+    )
+    inception: str | None = operational(
+        None,
+        doc="Path of Inception's weights as .safetensors, by which t2i-ray evaluate measures as "
+        "well (not used while training); see docs/measures.md.",
+    )
 
 
 class Storage(Section):

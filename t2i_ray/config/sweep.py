@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 from t2i_ray.config.fields import Section
+from t2i_ray.config.measures import names_while_training
 from t2i_ray.config.reading import UserError, parse_config, read_yaml, set_value, validate
 from t2i_ray.config.search import Dimension, Search
 from t2i_ray.config.sections import Config
@@ -112,6 +114,15 @@ def _check_against_run(sweep: Sweep) -> None:
             f"evaluation.every={every}: trials are ranked by {search.metric}, which is measured "
             f"there; give a divisor of train.steps={run.train.steps}"
         )
+    taken = names_while_training(run.evaluation.measures, ["..."])
+    for metric in [search.metric, *search.also]:
+        kind = re.sub("agreement/.*", "agreement/...", metric.removeprefix("val/"))
+        if metric.startswith("val/") and kind not in taken:
+            raise UserError(
+                f"search.metric={metric}: nobody measures that while training; evaluation.measures="
+                f"[{', '.join(run.evaluation.measures)}] gives val/{', val/'.join(taken)}; change "
+                "one of the two"
+            )
     for field in ("grace", "every"):
         steps = getattr(search.scheduler, field, every)
         if steps % every or steps > run.train.steps:

@@ -1,15 +1,26 @@
-"""Measures of generated pictures: how often they show what their captions say."""
+"""Measures of generated pictures: do they show what their captions say, are they like real ones."""
 
-from t2i_ray.evaluate.measure import Measures, frechet_distance, measure, measured_by, wilson
+from t2i_ray.evaluate.agreement import READABLE, Agreement, wilson
+from t2i_ray.evaluate.distances import check_libraries, frechet_distance
+from t2i_ray.evaluate.features import FeatureModel, Features
+from t2i_ray.evaluate.matching import Matcher
+from t2i_ray.evaluate.measure import measure
 from t2i_ray.evaluate.reader import Reader, ensure_reader, load_reader
+from t2i_ray.evaluate.values import Measures, Value
 
 __all__ = [
+    "READABLE",
+    "Agreement",
+    "FeatureModel",
+    "Features",
+    "Matcher",
     "Measures",
     "Reader",
+    "Value",
+    "check_libraries",
     "ensure_reader",
     "frechet_distance",
     "load_reader",
     "measure",
-    "measured_by",
     "wilson",
 ]

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from t2i_ray import config
 from t2i_ray.config import UserError
-from t2i_ray.data import Batches, Piece, Prepared, counter_rng
+from t2i_ray.data import Prepared, counter_rng
+from t2i_ray.evaluate.pictures import batches, real_pictures, samples_of
 from t2i_ray.storage import MissingKey, Store
 
 VERSION = 1
@@ -30,7 +31,6 @@ PIXELS = 32  # larger and smaller pictures are brought to this size: time is the
 FEATURES = 128
 EPOCHS = 20  # of a small data set; a large one is seen STEPS times BATCH pictures
 STEPS, BATCH, RATE = 1200, 64, 4e-3
-REAL_PICTURES = 4096  # at most so many real pictures of a split are looked at
 Values = Mapping[str, list[str]]
 
 
@@ -182,30 +182,6 @@ def _open(store: Store, prepared: Prepared, data: config.Data) -> Reader | None:
 # -------------------------------------------------------------------------------- training
 
 
-def real_pictures(
-    prepared: Prepared, data: config.Data, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Real pictures of a split, each once, cropped and mirrored as in training; at most 4096.
-
-    Returns:
-        uint8 [n, S, S, 3], and int64 [n] sample ids.
-    """
-    count = min(len(prepared.ids(split)), REAL_PICTURES)
-    piece = _batches(prepared, data, split, count).piece(0, 0)
-    return piece.images, _samples(prepared, piece)
-
-
-def _batches(prepared: Prepared, data: config.Data, split: str, size: int) -> Batches:
-    """The split as training sees it, always mirrored: runs with and without share a reader."""
-    data = data.model_copy(update={"flip": True})
-    return Batches(prepared, data, seed=0, batch_size=size, micro_batches=1, split=split)
-
-
-def _samples(prepared: Prepared, piece: Piece) -> np.ndarray:
-    """The samples whose captions the right ones are, int64 [n]."""
-    return np.searchsorted(prepared.first_caption, piece.right, side="right") - 1
-
-
 def _train(prepared: Prepared, data: config.Data) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(VERSION)
@@ -213,12 +189,13 @@ def _train(prepared: Prepared, data: config.Data) -> Network:
     network.train()
     adam = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.05, fused=True)
     steps = min(STEPS, EPOCHS * len(prepared.ids("train")) // BATCH + 1)
+    steps += steps == 5  # of which a fifth is one step, and the schedule would divide by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, total_steps=steps, pct_start=0.2)
-    batches = _batches(prepared, data, "train", BATCH)
+    stream = batches(prepared, data, "train", BATCH)
     labels = {name: torch.from_numpy(truth) for name, truth in prepared.attributes.items()}
     for step in range(steps):
-        piece = batches.piece(step, 0)
-        samples = torch.from_numpy(_samples(prepared, piece))
+        piece = stream.piece(step, 0)
+        samples = torch.from_numpy(samples_of(prepared, piece.right))
         _, logits = network(_spoil(_pixels(piece.images), step))
         losses = [F.cross_entropy(score, labels[name][samples]) for name, score in logits.items()]
         adam.zero_grad()
@@ -248,8 +225,8 @@ def _spoil(pixels: Tensor, step: int) -> Tensor:
 
 def _accuracy(reader: Reader, prepared: Prepared) -> dict[str, float]:
     """Share of real test pictures whose attribute is read rightly."""
-    images, samples = real_pictures(prepared, reader.data, "test")
-    read = reader.read(images).values
+    images, captions = real_pictures(prepared, reader.data, "test")
+    samples, read = samples_of(prepared, captions), reader.read(images).values
     return {
         name: float((read[name] == truth[samples]).mean())
         for name, truth in prepared.attributes.items()

@@ -109,6 +109,7 @@ def make_shared(document: dict[str, Any], data: str) -> dict[str, Any] | None:
     if config.evaluation.every:
         from t2i_ray import evaluate
 
+        evaluate.check_libraries(config.evaluation.measures)
         evaluate.ensure_reader(store, prepared, config.data)
     if config.encoder.kind != "huggingface":
         return None

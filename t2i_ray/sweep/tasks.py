@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from t2i_ray.config import Config, Sweep, UserError
+from t2i_ray.config import Config, Sweep, UserError, names_while_training
 from t2i_ray.data import open_prepared
 from t2i_ray.launch import make_shared_once, prepare_data, worker_environment
 from t2i_ray.storage import Store
@@ -125,7 +125,7 @@ class Tasks:
     def _prepared(self, config: Config) -> str:
         data = prepare_data(config, self._store)
         attributes = open_prepared(self._store, data).attributes
-        self._check(["frechet_reader", "agreement/mean", *(f"agreement/{a}" for a in attributes)])
+        self._check(names_while_training(config.evaluation.measures, attributes))
         return data
 
     def _made_shared(self, config: Config, data: str) -> dict[str, Any] | None:
@@ -133,7 +133,9 @@ class Tasks:
         from t2i_ray import evaluate
 
         prepared = open_prepared(self._store, data)
-        self._check(evaluate.measured_by(evaluate.load_reader(self._store, prepared, config.data)))
+        accuracy = evaluate.load_reader(self._store, prepared, config.data).accuracy
+        readable = [name for name, share in accuracy.items() if share >= evaluate.READABLE]
+        self._check(names_while_training(config.evaluation.measures, readable))
         return description
 
     def _check(self, measured: list[str]) -> None:

@@ -190,8 +190,14 @@ class Chief(Bystander):
             noise = self._feed.noise("evaluation", next(part), count=len(captions))
             return to_uint8(family.sample(noise, self._feed.rows(captions)))
 
+        evaluation = self._config.evaluation
         scores = evaluate.measure(
-            reader, self._prepared, generate, split="val", count=self._config.evaluation.samples
+            reader,
+            self._prepared,
+            generate,
+            split="val",
+            count=evaluation.samples,
+            chosen=evaluation.measures,
         ).metrics
         self._scores = step, scores
         self._tracker.log(step, scores)

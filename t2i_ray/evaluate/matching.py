@@ -1,0 +1,99 @@
+"""R-precision: whether a picture's own caption is found among others (Xu et al. 2018, AttnGAN)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from t2i_ray.checkpoint import Checkpoint
+from t2i_ray.config import parse_config
+from t2i_ray.data import counter_rng
+from t2i_ray.encoders import load_encoder
+from t2i_ray.evaluate.pictures import BATCH, Pictures
+from t2i_ray.generate import float32
+from t2i_ray.models import Discriminator
+
+OTHERS = 99  # captions among which the own one is looked for
+BLOCK = 1000  # pictures scored together
+
+
+class Matcher(Protocol):
+    """Any model that says how well pictures and captions go together."""
+
+    @property
+    def name(self) -> str:
+        """What stands in the measure's name: lower-case letters and digits."""
+
+    def similarity(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        """uint8 [n, S, S, 3] and m captions to float [n, m]; larger is more alike."""
+
+
+def r_precision(pictures: Pictures, matcher: Matcher) -> tuple[np.ndarray, float]:
+    """Whether each picture's own caption comes first among 100.
+
+    The 99 others are drawn from the captions of other pictures whose text is another; where there
+    are fewer, all of them are taken. Of k captions that share the first place, each is first by
+    1 / k, so a model that scores all alike is at chance.
+
+    Returns:
+        float64 [n], 1 where it comes first; and chance, the mean of one over the number of
+        captions.
+    """
+    first, chance = [], []
+    count = len(pictures.captions)
+    for here in np.array_split(np.arange(count), -(-count // BLOCK)):
+        texts = [pictures.prepared.captions[i] for i in pictures.captions[here]]
+        scores = np.asarray(matcher.similarity(pictures.generated[here], texts), np.float64)
+        if scores.shape != (len(texts), len(texts)):
+            raise ValueError(f"matcher {matcher.name}: a similarity matrix of {scores.shape}")
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        text = np.array([numbers[each] for each in texts])
+        sample = pictures.samples[here]
+        for row in range(len(texts)):
+            rng = counter_rng(pictures.seed, "other captions", int(here[row]))
+            others = np.flatnonzero((text != text[row]) & (sample != sample[row]))
+            chosen = rng.permutation(others)[:OTHERS]
+            above = int((scores[row, chosen] > scores[row, row]).sum())
+            level = int((scores[row, chosen] == scores[row, row]).sum())
+            first.append(0.0 if above else 1 / (1 + level))
+            chance.append(1 / (1 + len(chosen)))
+    return np.array(first), float(np.mean(chance))
+
+
+class OfDiscriminator:
+    """The discriminator's own matching head, of a run with train.matching > 0.
+
+    The generator was trained to please this very head, so it flatters, and each run has its own:
+    it says whether training did what it was to do, and compares no two runs. The trunk's BatchNorm
+    has the statistics of the 256 pictures that are scored together, as while training.
+    """
+
+    name = "discriminator"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        model = parse_config(checkpoint.documents["config"]).model
+        self._encoder = load_encoder(checkpoint.documents["encoder"])
+        self._encoder.module.load_state_dict(float32(checkpoint.tensors["encoder"]))
+        self._encoder.module.eval().float()
+        with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
+            self._discriminator = Discriminator(
+                self._encoder.dim, model.text_dim, model.d_channels, matching=True
+            )
+        self._discriminator.load_state_dict(float32(checkpoint.tensors["discriminator"]))
+
+    @torch.inference_mode()
+    def similarity(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        """See Matcher."""
+        rows = np.ascontiguousarray(self._encoder.rows(captions))
+        codes = self._encoder.module(torch.from_numpy(rows))
+        parts = np.array_split(images, -(-len(images) // BATCH))  # all of about one size
+        scores = []
+        for part in parts:
+            pixels = torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+            features = self._discriminator.features(pixels.float() / 127.5 - 1)
+            scores.append(self._discriminator.match(features, codes))
+        found: np.ndarray = torch.cat(scores).numpy()
+        return found
