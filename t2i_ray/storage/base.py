@@ -36,6 +36,17 @@ class Store(ABC):
         """The bytes under a key. Raises MissingKey."""
 
     @abstractmethod
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``start`` on: fewer at the end, none beyond it.
+
+        Raises MissingKey.
+        """
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """How many bytes are under a key. Raises MissingKey."""
+
+    @abstractmethod
     def write(self, key: str, data: bytes) -> None:
         """Put bytes under a key, replacing what was there: whole, or not at all."""
 

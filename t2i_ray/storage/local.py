@@ -27,6 +27,19 @@ class LocalStore(Store):
         with self._errors("read", key):
             return self._path(key).read_bytes()
 
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """See Store."""
+        with self._errors("read", key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def size(self, key: str) -> int:
+        """See Store."""
+        with self._errors("read", key):
+            if not (path := self._path(key)).is_file():
+                raise MissingKey(f"{self.uri}/{key}")
+            return path.stat().st_size
+
     def write(self, key: str, data: bytes) -> None:
         """See Store."""
         self._place(key, lambda file: file.write(data))

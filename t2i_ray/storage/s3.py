@@ -49,16 +49,21 @@ class S3Store(Store):
 
     def read(self, key: str) -> bytes:
         """See Store."""
-        with self._errors("read", key) as client:
-            # botocore retries the request, but not a body that breaks off.
-            for attempt in range(3):
-                try:
-                    answer = client.get_object(Bucket=self.bucket, Key=self._key(key))
-                    return bytes(answer["Body"].read())
-                except _BROKEN_READS:
-                    if attempt == 2:
-                        raise
-        raise AssertionError("not reached")
+        return self._read(key)
+
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """See Store."""
+        try:
+            return self._read(key, Range=f"bytes={start}-{start + length - 1}") if length else b""
+        except StorageError as error:
+            if error.code == "InvalidRange":  # it starts at the end, or beyond
+                return b""
+            raise
+
+    def size(self, key: str) -> int:
+        """See Store."""
+        with self._errors("look for", key) as client:
+            return client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
 
     def write(self, key: str, data: bytes) -> None:
         """See Store."""
@@ -153,6 +158,18 @@ class S3Store(Store):
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}".lstrip("/")
+
+    def _read(self, key: str, **more: Any) -> bytes:
+        with self._errors("read", key) as client:
+            # botocore retries the request, but not a body that breaks off.
+            for attempt in range(3):
+                try:
+                    answer = client.get_object(Bucket=self.bucket, Key=self._key(key), **more)
+                    return bytes(answer["Body"].read())
+                except _BROKEN_READS:
+                    if attempt == 2:
+                        raise
+        raise AssertionError("not reached")
 
     def _upload(self, key: str, file: BinaryIO) -> None:
         with self._errors("write", key) as client:
