@@ -1,0 +1,34 @@
+"""Sources: one file each, all alike to whoever reads them."""
+
+from t2i_ray import config
+from t2i_ray.config import UserError
+from t2i_ray.data.sources.base import Source
+from t2i_ray.data.sources.emoji import EmojiSource
+from t2i_ray.data.sources.folder import FolderSource
+from t2i_ray.data.sources.synthetic import SyntheticSource
+from t2i_ray.storage import StorageError
+
+__all__ = ["Source", "open_source"]
+
+
+def open_source(source: config.Source, load_size: int, reach: config.Storage) -> Source:
+    """The source of a config, looked through but for its pictures.
+
+    Args:
+        source: which.
+        load_size: height and width at which pictures are drawn, if they are drawn.
+        reach: endpoint and region of S3, for a source that lies there.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    try:
+        match source:
+            case config.SyntheticFlowers():
+                return SyntheticSource(source, load_size)
+            case config.Emoji():
+                return EmojiSource(source, load_size)
+            case config.Folder():
+                return FolderSource(source, reach)
+    except StorageError as error:
+        raise UserError(f"data.source.path: {error}; mend the path, or what may read it") from None
