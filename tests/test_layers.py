@@ -43,7 +43,8 @@ ONLY_IN = {
     "boto3": {"storage"},
     "matplotlib": {"report", "compare"},
     "jinja2": {"compare"},
-    "scipy": {"compare"},
+    "scipy": {"compare", "data"},
+    "h5py": {"data"},
     "typer": {"cli"},
 }
 

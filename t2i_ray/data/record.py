@@ -50,7 +50,7 @@ def split_by_hash(key: str) -> str:
 
 def tenth(key: str) -> int:
     """One of 0 to 9, equally likely, by nothing but the key."""
-    return hashlib.sha256(key.encode()).digest()[0] % 10
+    return hashlib.sha256(key.encode(errors="surrogatepass")).digest()[0] % 10
 
 
 def split_in_name(path: str) -> str | None:

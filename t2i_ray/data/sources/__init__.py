@@ -3,9 +3,15 @@
 from t2i_ray import config
 from t2i_ray.config import UserError
 from t2i_ray.data.sources.base import Source
+from t2i_ray.data.sources.coco import CocoSource
+from t2i_ray.data.sources.cub import CubSource
 from t2i_ray.data.sources.emoji import EmojiSource
 from t2i_ray.data.sources.folder import FolderSource
+from t2i_ray.data.sources.hdf5 import Hdf5Source
+from t2i_ray.data.sources.oxford import OxfordSource
+from t2i_ray.data.sources.parquet import ParquetSource
 from t2i_ray.data.sources.synthetic import SyntheticSource
+from t2i_ray.data.sources.webdataset import WebDatasetSource
 from t2i_ray.storage import StorageError
 
 __all__ = ["Source", "open_source"]
@@ -30,5 +36,17 @@ def open_source(source: config.Source, load_size: int, reach: config.Storage) ->
                 return EmojiSource(source, load_size)
             case config.Folder():
                 return FolderSource(source, reach)
+            case config.Oxford102():
+                return OxfordSource(source, reach)
+            case config.Cub200():
+                return CubSource(source, reach)
+            case config.Hdf5():
+                return Hdf5Source(source, reach)
+            case config.Coco():
+                return CocoSource(source, reach)
+            case config.Parquet():
+                return ParquetSource(source, reach)
+            case config.WebDataset():
+                return WebDatasetSource(source, reach)
     except StorageError as error:
         raise UserError(f"data.source.path: {error}; mend the path, or what may read it") from None

@@ -108,8 +108,8 @@ class _Rows:
                 yield reader.line_num, _as_ours(row)
         except csv.Error as error:
             raise UserError(
-                f"{self._where}: line {reader.line_num + 1}: {error}; write it as RFC 4180 has it, a "
-                "quote within quotes doubled"
+                f"{self._where}: line {reader.line_num + 1}: {error}; write it as RFC 4180 has it, "
+                "a quote within quotes doubled"
             ) from None
         finally:
             csv.field_size_limit(limit)

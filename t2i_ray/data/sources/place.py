@@ -86,6 +86,8 @@ def read_picture(store: Store, key: str) -> bytes:
     """An image file. Raises Rejected if it is not there, too large, or out of the folder."""
     try:
         content = store.read_part(key, 0, LARGEST + 1)
+    except UnicodeEncodeError:  # a ValueError, too
+        raise Rejected("no such file") from None
     except ValueError:
         raise Rejected("path leads out of the folder") from None
     except MissingKey:
@@ -144,6 +146,8 @@ def _is_there(store: Store, name: str) -> bool:
 
 def _check_folder(store: Store, field: str) -> None:
     if isinstance(store, LocalStore) and not store.root.is_dir():
+        if store.root.exists():
+            raise UserError(f"{field}={store.uri}: is no folder; see docs/data.md")
         raise UserError(
             f"{field}={store.uri}: no such folder on this machine; give the one with the data, "
             "which every node must see"
