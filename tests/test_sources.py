@@ -1,12 +1,13 @@
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
 import sys
 import tarfile
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +117,21 @@ def test_keys_may_be_read_backwards(tmp_path: Path, name: str) -> None:
 
 
 def opened(source: config.Source) -> Source:
-    return open_source(source, 16, HERE)
+    looked = open_source(source, 16, HERE)
+    looked.look_through()
+    return looked
 
 
 @pytest.fixture
-def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> config.Storage:
+def bucket(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[config.Storage]:
     """A place on S3, and credentials for it."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
+    _client.cache_clear()  # a client keeps the credentials it was made with
+    yield config.Storage(uri=f"s3://{s3.bucket}/{tmp_path.name}", endpoint=s3.endpoint)
     _client.cache_clear()
-    return config.Storage(uri=f"s3://{s3.bucket}/{tmp_path.name}", endpoint=s3.endpoint)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "hdf5"])
@@ -254,6 +260,13 @@ def put(name: str, content: bytes | str) -> Callable[[Path], None]:
     return lambda folder: layouts.write(folder / name, content)
 
 
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+    return spoil
+
+
 def matrix(name: str, **matrices: Any) -> Callable[[Path], None]:
     return lambda folder: savemat(folder / name, matrices)
 
@@ -315,7 +328,9 @@ SPOILT: list[tuple[str, Callable[[Path], None], str]] = [
     ("webdataset", put("x.tar", b"nonsense" * 100), r"x.tar: no tar that can be read .*unpack it"),
     ("webdataset", put("x.tar", b""), r"x.tar: no tar that can be read \(empty file\)"),
     ("hdf5", put("flowers.hdf5", b"nonsense"), r"flowers.hdf5: no HDF5 file that can be read"),
-    ("hdf5", gone("flowers.hdf5"), r"data.source.path=.*flowers.hdf5: no such file; give the"),
+    ("hdf5", cut("flowers.hdf5", 20_000), r"no HDF5 file that can be read .*truncated"),
+    ("parquet", cut("data/train-00001-of-00002.parquet", 3000), r"00001-of-00002.parquet: no Parq"),
+    ("hdf5", gone("flowers.hdf5"), r"data.source.path=.*flowers.hdf5: no such file in .*/in; mend"),
 ]
 
 
@@ -349,6 +364,27 @@ def test_a_folder_that_a_task_does_not_see_is_not_a_heap_of_rejects(tmp_path: Pa
 
     with pytest.raises(UserError, match=r"no such folder on this machine; .* every node must see"):
         prepare(data_of(layout.source), LocalStore(tmp_path / "out"), run_tasks=elsewhere)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_is_prepared_is_not_looked_through_again(tmp_path: Path, name: str) -> None:
+    layout = made(name, tmp_path / "in")
+    data, store = data_of(layout.source), LocalStore(tmp_path / "out")
+    first = prepare(data, store)
+
+    def fails(_: object) -> None:
+        raise AssertionError("looked through")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("t2i_ray.data.sources.base.Catalogue.look_through", fails)
+        assert prepare(data, store) == first
+    texts = [path for path in (tmp_path / "in").rglob("*") if path.is_file()]
+    for path in texts:  # captions that changed behind the same names are other data
+        if path.suffix in (".txt", ".json", ".parquet", ".tar", ".hdf5"):
+            os.utime(path, (1, 1))
+            if name == "coco":
+                path.write_bytes(path.read_bytes() + b" ")
+    assert prepare(data, store) != first
 
 
 @pytest.mark.parametrize("name", ["parquet", "webdataset", "hdf5"])

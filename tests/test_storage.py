@@ -75,13 +75,11 @@ def test_what_was_written_is_read(store: Store) -> None:
 def test_a_part_is_read(store: Store) -> None:
     store.write("a/b", bytes(range(100)))
     store.write("empty", b"")
-    assert store.size("a/b") == 100
-    assert store.size("empty") == 0
     assert store.read_part("a/b", 10, 5) == bytes(range(10, 15))
     assert store.read_part("a/b", 98, 5) == bytes([98, 99])
     assert store.read_part("a/b", 100, 5) == store.read_part("a/b", 500, 5) == b""
     assert store.read_part("a/b", 7, 0) == store.read_part("empty", 0, 9) == b""
-    for call in (store.size, lambda key: store.read_part(key, 0, 1)):
+    for call in (store.stamp, lambda key: store.read_part(key, 0, 1)):
         for absent in ("a", "a/c"):
             with pytest.raises(MissingKey, match=absent):
                 call(absent)
@@ -137,6 +135,21 @@ def test_list_and_delete_go_by_folders(store: Store) -> None:
     store.delete("b")
     store.delete("absent")
     assert store.list() == sorted(keys[2:4])
+
+
+def test_stamps_tell_size_and_change(store: Store) -> None:
+    store.write("a/x", b"one")
+    store.write("a/y/z", b"")
+    before = store.stamps()
+    assert list(before) == store.list() == ["a/x", "a/y/z"]
+    assert [stamp.size for stamp in before.values()] == [3, 0]
+    assert store.stamps("a/y") == {"a/y/z": before["a/y/z"]}
+    assert store.stamp("a/x") == before["a/x"]
+    store.write("a/x", b"two")
+    after = store.stamps()
+    assert after["a/x"].size == 3
+    assert after["a/x"].version != before["a/x"].version
+    assert after["a/y/z"] == before["a/y/z"]
 
 
 def test_more_keys_than_one_request_may_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ def prepare(
     prefix = prefix_of(data, source)
     if store.exists(f"{prefix}/manifest.json"):
         return prefix
+    source.look_through()
     keys = source.keys
     names = {
         f"{number:05d}": keys[start : start + data.shard_size]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from t2i_ray import config
 from t2i_ray.config import UserError
-from t2i_ray.storage.base import MissingKey, StorageError, Store, check_key
+from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key
 from t2i_ray.storage.local import LocalStore
 from t2i_ray.storage.opened import open_key
 
@@ -22,6 +22,7 @@ __all__ = [
     "JOB_VARIABLE",
     "LocalStore",
     "MissingKey",
+    "Stamp",
     "StorageError",
     "Store",
     "check_writable",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class MissingKey(Exception):  # noqa: N818 - an answer as often as an error
@@ -21,6 +21,13 @@ class StorageError(Exception):
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
         self.code = code
+
+
+class Stamp(NamedTuple):
+    """By what a key's content is known without reading it."""
+
+    size: int  # bytes
+    version: str  # S3's ETag; of a local file the time of its last change
 
 
 class Store(ABC):
@@ -43,8 +50,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def size(self, key: str) -> int:
-        """How many bytes are under a key. Raises MissingKey."""
+    def stamp(self, key: str) -> Stamp:
+        """Size and version of what is under a key. Raises MissingKey."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -68,6 +75,10 @@ class Store(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
         """All keys below ``prefix/`` (none: all there are), sorted, relative to the root."""
+
+    @abstractmethod
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
+        """The same keys in the same order, each with its stamp."""
 
     @abstractmethod
     def exists(self, key: str) -> bool:

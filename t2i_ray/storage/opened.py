@@ -25,7 +25,7 @@ class _Pieces(io.RawIOBase):
 
     def __init__(self, store: Store, key: str) -> None:
         self._store, self._key = store, key
-        self._place, self._size = 0, store.size(key)
+        self._place, self._size = 0, store.stamp(key).size
 
     def readable(self) -> bool:
         return True

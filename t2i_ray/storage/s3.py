@@ -25,7 +25,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from t2i_ray.storage.base import MissingKey, StorageError, Store, check_key
+from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -60,10 +60,11 @@ class S3Store(Store):
                 return b""
             raise
 
-    def size(self, key: str) -> int:
+    def stamp(self, key: str) -> Stamp:
         """See Store."""
         with self._errors("look for", key) as client:
-            return client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
+            answer = client.head_object(Bucket=self.bucket, Key=self._key(key))
+        return Stamp(answer["ContentLength"], answer["ETag"])
 
     def write(self, key: str, data: bytes) -> None:
         """See Store."""
@@ -108,18 +109,25 @@ class S3Store(Store):
 
     def list(self, prefix: str = "") -> list[str]:
         """See Store."""
+        return list(self.stamps(prefix))
+
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
+        """See Store."""
         root = f"{self.prefix}/" if self.prefix else ""
         below = self._key(prefix.rstrip("/")) + "/" if prefix else root
         with self._errors("list", prefix) as client:
             pages = client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=below, PaginationConfig={"PageSize": _PAGE}
             )
-            return sorted(
-                entry["Key"].removeprefix(root)
-                for page in pages
-                for entry in page.get("Contents", ())
-                if not entry["Key"].endswith("/")  # pyarrow's markers of folders
-            )
+            return {
+                key: Stamp(entry["Size"], entry["ETag"])
+                for key, entry in sorted(
+                    (entry["Key"].removeprefix(root), entry)
+                    for page in pages
+                    for entry in page.get("Contents", ())
+                    if not entry["Key"].endswith("/")  # pyarrow's markers of folders
+                )
+            }
 
     def exists(self, key: str) -> bool:
         """See Store."""

@@ -1,7 +1,6 @@
 """Sources: one file each, all alike to whoever reads them."""
 
 from t2i_ray import config
-from t2i_ray.config import UserError
 from t2i_ray.data.sources.base import Source
 from t2i_ray.data.sources.coco import CocoSource
 from t2i_ray.data.sources.cub import CubSource
@@ -10,15 +9,15 @@ from t2i_ray.data.sources.folder import FolderSource
 from t2i_ray.data.sources.hdf5 import Hdf5Source
 from t2i_ray.data.sources.oxford import OxfordSource
 from t2i_ray.data.sources.parquet import ParquetSource
+from t2i_ray.data.sources.place import errors_of_place
 from t2i_ray.data.sources.synthetic import SyntheticSource
 from t2i_ray.data.sources.webdataset import WebDatasetSource
-from t2i_ray.storage import StorageError
 
 __all__ = ["Source", "open_source"]
 
 
 def open_source(source: config.Source, load_size: int, reach: config.Storage) -> Source:
-    """The source of a config, looked through but for its pictures.
+    """The source of a config; it is still to be looked through.
 
     Args:
         source: which.
@@ -26,9 +25,9 @@ def open_source(source: config.Source, load_size: int, reach: config.Storage) ->
         reach: endpoint and region of S3, for a source that lies there.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: it cannot be used, as far as that is known yet.
     """
-    try:
+    with errors_of_place():
         match source:
             case config.SyntheticFlowers():
                 return SyntheticSource(source, load_size)
@@ -48,5 +47,3 @@ def open_source(source: config.Source, load_size: int, reach: config.Storage) ->
                 return ParquetSource(source, reach)
             case config.WebDataset():
                 return WebDatasetSource(source, reach)
-    except StorageError as error:
-        raise UserError(f"data.source.path: {error}; mend the path, or what may read it") from None

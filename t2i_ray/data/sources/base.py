@@ -6,26 +6,32 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from t2i_ray.data.captions import clean, visible
 from t2i_ray.data.record import Rejected, Sample
+from t2i_ray.data.sources.place import errors_of_place
 
 
 class Source(ABC):
     """Pictures with captions, each under a key.
 
-    It is opened once, where prepare was called; a task is given the part that it reads, so a
-    source must be picklable and hold no open file.
+    Opened, it knows its fingerprint, by which its prepared form is found. It is looked through
+    only if there is none, once, where prepare was called; a task is given the part that it reads.
+    So a source must be picklable and hold no open file.
     """
 
-    entries: Mapping[str, Any]  # by key: what read needs
     fingerprint: str  # of what the keys and captions are read from, beyond the config
     licence: str
+    # Known when it was looked through:
+    entries: Mapping[str, Any]  # by key: what read needs
     classes: list[str]  # sorted; a class id is the rank of its name; empty if unknown
     attribute_values: dict[str, list[str]]  # empty if the source has no ground truth
+
+    def look_through(self) -> None:  # noqa: B027 - those that are drawn know all at once
+        """Read all but the pictures. Raises UserError if it cannot be used."""
 
     @property
     def keys(self) -> list[str]:
@@ -47,19 +53,32 @@ class Source(ABC):
 class Entry:
     """What is known of a picture before it is opened."""
 
-    where: Any  # how its source finds it, as JSON has it: a path, a row, a range of bytes
+    where: Any  # how its source finds it: a path, a row, a range of bytes
     captions: list[str]
     split: str  # one of SPLITS
     class_name: str | None = None
-    attributes: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)  # the same names in all entries
     reason: str = ""  # why it cannot be used; empty if it can
 
 
 class Catalogue(Source):
-    """A source that lies in files: all but the pictures is read when it is opened."""
+    """A source that lies in files."""
 
-    def __init__(self, entries: Mapping[str, Entry], licence: str) -> None:
+    def __init__(
+        self, fingerprint: Any, licence: str, find: Callable[[], Mapping[str, Entry]]
+    ) -> None:
+        """What its keys and captions depend on, as JSON; its licence; how to find its entries."""
+        told = json.dumps(fingerprint, sort_keys=True).encode()
+        self.fingerprint = hashlib.sha256(told).hexdigest()
         self.licence = licence
+        self._find: Callable[[], Mapping[str, Entry]] | None = find
+
+    def look_through(self) -> None:
+        """See Source."""
+        assert self._find, "looked through already"
+        with errors_of_place():
+            entries = self._find()
+        self._find = None  # with all that it has read: no task needs it
         names = {entry.class_name or "" for entry in entries.values()}
         clear = {name: clean(name)[0] or None for name in names}
         self.entries: dict[str, Entry] = {
@@ -67,13 +86,10 @@ class Catalogue(Source):
             for key, entry in entries.items()
         }
         self.classes = sorted({name for name in clear.values() if name})
-        self.attribute_values = {}
-        told = hashlib.sha256()
-        for key in self.keys:
-            entry = self.entries[key]
-            words = [key, entry.where, entry.captions, entry.split, entry.class_name]
-            told.update(json.dumps([*words, entry.attributes, entry.reason]).encode())
-        self.fingerprint = told.hexdigest()
+        named = sorted({name for entry in entries.values() for name in entry.attributes})
+        self.attribute_values = {
+            name: sorted({entry.attributes[name] for entry in entries.values()}) for name in named
+        }
 
     def read(self, key: str) -> Sample:
         """See Source."""

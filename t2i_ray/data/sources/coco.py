@@ -1,7 +1,9 @@
 """Pictures with captions in COCO's JSON.
 
-annotations/captions_train2017.json     {"images": [...], "annotations": [...]}
-train2017/000000000009.jpg
+A folder holds
+
+    annotations/captions_train2017.json     {"images": [...], "annotations": [...]}
+    train2017/000000000009.jpg
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from t2i_ray.config import Coco, Storage, UserError
@@ -27,37 +30,25 @@ class CocoSource(Catalogue):
 
     def __init__(self, config: Coco, reach: Storage) -> None:
         self._place = place = open_place(config.path, reach)
-        files = {split: getattr(config, split) or _find(place, split) for split in SPLITS}
-        for split in ("train", "val"):
-            if not files[split]:
+        texts: dict[str, tuple[str, str]] = {}  # split -> file, content
+        for split in SPLITS:
+            file = getattr(config, split) or _only(place, split)
+            if file:
+                field, hint = f"data.source.{split}", "give a file relative to data.source.path"
+                texts[split] = (file, read_text(config.path, file, reach, field, hint))
+            elif split != "test":
                 raise UserError(
                     f"{PATH}: {place.uri} has not the layout of coco: no annotations/captions_"
                     f"{split}*.json in it; name the file in data.source.{split}"
                 )
-        entries: dict[str, Entry] = {}
-        for split, file in files.items():
-            if file:
-                field = f"data.source.{split}"
-                text = read_text(config.path, file, reach, field, "give a file relative to path")
-                folder = config.images if config.images is not None else _folder(file)
-                found = _entries(f"{field}={file}", text, split, folder.strip("/"))
-                if split == "val" and not files["test"]:
-                    found = {key: _halved(key, entry) for key, entry in found.items()}
-                twice = sorted(set(found) & set(entries))
-                if twice:
-                    raise UserError(
-                        f"{field}={file}: {twice[0]} is also in {entries[twice[0]].split}; give "
-                        "each picture to one split"
-                    )
-                entries |= found
-        super().__init__(entries, config.licence)
+        super().__init__(texts, config.licence, partial(_find, texts, config.images))
 
     def picture(self, where: str) -> bytes:
         """See Catalogue."""
         return read_picture(self._place, where)
 
 
-def _find(place: Store, split: str) -> str | None:
+def _only(place: Store, split: str) -> str | None:
     """The only file of captions that is named as the split."""
     pattern = f"annotations/captions_{split}[0-9_.]*json"
     found = [key for key in place.list("annotations") if fnmatch.fnmatchcase(key, pattern)]
@@ -66,6 +57,23 @@ def _find(place: Store, split: str) -> str | None:
             f"{PATH}: {place.uri} has {' and '.join(found)}; name one in data.source.{split}"
         )
     return found[0] if found else None
+
+
+def _find(texts: dict[str, tuple[str, str]], images: str | None) -> dict[str, Entry]:
+    """Every picture of every split. Raises UserError."""
+    entries: dict[str, Entry] = {}
+    for split, (file, text) in texts.items():
+        where = f"data.source.{split}={file}"
+        folder = _folder(file) if images is None else images
+        found = _entries(where, text, split, folder.strip("/"))
+        if split == "val" and "test" not in texts:
+            found = {key: _halved(key, entry) for key, entry in found.items()}
+        for key in sorted(found.keys() & entries.keys()):
+            raise UserError(
+                f"{where}: {key} is also in {entries[key].split}; give each picture to one split"
+            )
+        entries |= found
+    return entries
 
 
 def _folder(file: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -40,24 +41,20 @@ class FolderSource(Catalogue):
         field = "data.source.captions"
         hint = "give a .jsonl, .csv or .tsv file relative to data.source.path"
         text = read_text(config.path, config.captions, reach, field, hint)
-        rows = _Rows(f"{field}={config.captions}")
-        rows.read(text, config.captions.lower())
-        names = sorted(
-            {name for several in rows.by_key.values() for row in several for name in row}
-        )
-        names = [name for name in names if name not in _OWN]
-        super().__init__(
-            {key: _entry(key, several, names) for key, several in rows.by_key.items()},
-            config.licence,
-        )
-        self.attribute_values = {
-            name: sorted({entry.attributes[name] for entry in self.entries.values()})
-            for name in names
-        }
+        super().__init__(text, config.licence, partial(_find, text, config.captions))
 
     def picture(self, where: str) -> bytes:
         """See Catalogue."""
         return read_picture(self._place, where)
+
+
+def _find(text: str, name: str) -> dict[str, Entry]:
+    """Every picture that a captions file names. Raises UserError."""
+    rows = _Rows(f"data.source.captions={name}")
+    rows.read(text, name.lower())
+    names = {column for several in rows.by_key.values() for row in several for column in row}
+    attributes = sorted(names - set(_OWN))
+    return {key: _entry(key, several, attributes) for key, several in rows.by_key.items()}
 
 
 def _entry(key: str, rows: list[Row], attributes: list[str]) -> Entry:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from t2i_ray.config import Hdf5, Storage, UserError
 from t2i_ray.data.captions import decode
 from t2i_ray.data.record import SPLIT_NAMES, Rejected
 from t2i_ray.data.sources.base import Catalogue, Entry
-from t2i_ray.data.sources.place import LARGEST, PATH, File, check_unchanged, open_place
+from t2i_ray.data.sources.place import LARGEST, PATH, File, check_unchanged, find_file
 from t2i_ray.storage import LocalStore
 
 _LONGEST = 1 << 20  # bytes of a string
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises, as it happens
 
 
 class Hdf5Source(Catalogue):
@@ -36,48 +37,59 @@ class Hdf5Source(Catalogue):
     """
 
     def __init__(self, config: Hdf5, reach: Storage) -> None:
-        h5py = _h5py()
+        _h5py()
         if "://" in config.path:
             raise UserError(f"{PATH}={config.path}: HDF5 is read from local files; download it")
-        folder, _, name = config.path.rpartition("/")
-        place = open_place(folder or ("/" if config.path.startswith("/") else "."), reach)
-        if not place.exists(name):
-            raise UserError(f"{PATH}={config.path}: no such file; give the .hdf5 file")
-        self._file = File(place, name, place.size(name))
-        file = _open(self._file)
-        groups = [
-            group for group in SPLIT_NAMES if isinstance(_linked(h5py, file, group), h5py.Group)
-        ]
-        if not groups:
-            raise UserError(
-                f"{PATH}={config.path}: none of the groups train, valid and test is in it (there "
-                f"are: {', '.join(map(str, file)) or 'none'}); give a file of that layout"
-            )
-        entries = {}
-        for group in groups:
-            records: dict[str, list[str]] = {}
-            for record in file[group]:
-                records.setdefault(re.sub(r"_\d+$", "", record), []).append(record)
-            for picture, several in records.items():
-                key = f"{group}/{picture}"
-                entries[key] = _entry(h5py, file, group, several)
-        super().__init__(entries, config.licence)
+        self._file = find_file(config.path, reach)
+        super().__init__(self._file.stamp, config.licence, partial(_find, self._file))
 
     def picture(self, where: str) -> bytes:
         """See Catalogue."""
         h5py = _h5py()
         try:
             return _bytes(_dataset(h5py, _open(self._file)[where], "img"), LARGEST)
-        except (OSError, RuntimeError, KeyError, ValueError) as error:  # damage in the file
+        except _DAMAGE as error:
             raise Rejected(f"damaged record: {error}") from None
 
 
-def _entry(h5py: Any, file: Any, group: str, records: list[str]) -> Entry:
+def _find(file: File) -> dict[str, Entry]:
+    """Every picture that has records. Raises UserError."""
+    try:
+        return _look_through(_h5py(), _open(file), file.key)
+    except _DAMAGE as error:
+        raise UserError(f"{PATH}: {file.key}: damaged ({error}); fetch it anew") from None
+
+
+def _look_through(h5py: Any, opened: Any, name: str) -> dict[str, Entry]:
+    groups = [
+        group for group in SPLIT_NAMES if isinstance(_linked(h5py, opened, group), h5py.Group)
+    ]
+    if not groups:
+        raise UserError(
+            f"{PATH}: {name} has none of the groups train, valid and test (there "
+            f"are: {', '.join(map(str, opened)) or 'none'}); give a file of that layout"
+        )
+    return {
+        f"{group}/{picture}": _entry(h5py, opened[group], group, several)
+        for group in groups
+        for picture, several in _records(opened[group]).items()
+    }
+
+
+def _records(group: Any) -> dict[str, list[str]]:
+    """Picture -> the names of its records."""
+    records: dict[str, list[str]] = {}
+    for record in group:
+        records.setdefault(re.sub(r"_\d+$", "", record), []).append(record)
+    return records
+
+
+def _entry(h5py: Any, opened: Any, group: str, records: list[str]) -> Entry:
     """The records of one picture."""
     where, captions, class_name, reason = f"{group}/{records[0]}", [], None, ""
     try:
         for name in records:
-            record = _linked(h5py, file[group], name)
+            record = _linked(h5py, opened, name)
             if not isinstance(record, h5py.Group):
                 raise Rejected("its record is a link or a data set, not a group")
             captions.append(decode(_bytes(_dataset(h5py, record, "txt"), _LONGEST)))
@@ -85,7 +97,7 @@ def _entry(h5py: Any, file: Any, group: str, records: list[str]) -> Entry:
                 class_name = decode(_bytes(_dataset(h5py, record, "class"), _LONGEST))
     except Rejected as error:
         reason = str(error)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except _DAMAGE as error:
         reason = f"damaged record: {error}"
     return Entry(where, list(dict.fromkeys(captions)), SPLIT_NAMES[group], class_name, {}, reason)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import partial
 
 import numpy as np
 
@@ -28,39 +29,51 @@ class OxfordSource(Catalogue):
         needed = ["jpg/", "imagelabels.mat", *(["setid.mat"] if config.split == "official" else [])]
         require(place, needed, config.kind)
         labels = _matrix(place, "imagelabels.mat", "labels")
+        sets = _sets(place) if config.split == "official" else {}
         captions = ReedCaptions(config, reach, place)
-        pictures = {
-            number: f"class_{label:05d}/image_{number:05d}"
-            for number, label in enumerate(labels, start=1)
-        }
-        captions.check(pictures.values())
-        official = config.split == "official"
-        by_number = _official(place) if official else {}
-        classes = {picture.partition("/")[0] for picture in pictures.values()}
-        by_class = {} if official else captions.splits(config.split, classes)
-        entries = {}
-        for number, picture in pictures.items():
-            class_name, _, name = picture.partition("/")
-            key = f"jpg/{name}.jpg"
-            split = by_number.get(number) if official else by_class.get(class_name)
-            if split == "train" and config.split == "trainval":
-                split = part_of_train(key)
-            lists = "setid.mat" if official else f"the lists of classes ({class_name})"
-            entries[key] = Entry(
-                where=key,
-                captions=captions.by_picture.get(picture, []),
-                split=split or "train",
-                class_name=class_name,
-                reason="" if split else f"in none of the sets of {lists}",
-            )
-        super().__init__(entries, config.licence)
+        super().__init__(
+            [labels, sets, captions.stamps()],
+            config.licence,
+            partial(_find, config.split, labels, sets, captions),
+        )
 
     def picture(self, where: str) -> bytes:
         """See Catalogue."""
         return read_picture(self._place, where)
 
 
-def _official(place: Store) -> dict[int, str]:
+def _find(
+    split_by: str, labels: list[int], sets: dict[int, str], captions: ReedCaptions
+) -> dict[str, Entry]:
+    """Every picture that has a label. Raises UserError."""
+    pictures = {
+        number: f"class_{label:05d}/image_{number:05d}"
+        for number, label in enumerate(labels, start=1)
+    }
+    captions.check(pictures.values())
+    texts = captions.read()
+    classes = {picture.partition("/")[0] for picture in pictures.values()}
+    official = split_by == "official"
+    by_class = {} if official else captions.splits(split_by, classes)
+    entries = {}
+    for number, picture in pictures.items():
+        class_name, _, name = picture.partition("/")
+        key = f"jpg/{name}.jpg"
+        split = sets.get(number) if official else by_class.get(class_name)
+        if split == "train" and split_by == "trainval":
+            split = part_of_train(key)
+        lists = "setid.mat" if official else f"the lists of classes ({class_name})"
+        entries[key] = Entry(
+            where=key,
+            captions=texts.get(picture, []),
+            split=split or "train",
+            class_name=class_name,
+            reason="" if split else f"in none of the sets of {lists}",
+        )
+    return entries
+
+
+def _sets(place: Store) -> dict[int, str]:
     """Number of a picture -> its split."""
     splits: dict[int, str] = {}
     for name, split in _SETS.items():

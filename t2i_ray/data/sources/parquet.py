@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -24,7 +24,7 @@ from t2i_ray.storage import open_key
 
 _IMAGES = ("image", "img", "jpg", "picture")
 _CAPTIONS = ("caption", "captions", "text")
-_AT_ONCE = 16  # pictures in memory
+_ROWS, _AT_ONCE = 4096, 16  # rows without, and with, their pictures in memory
 _BUFFER = 1 << 20  # bytes read ahead of a column; else a whole row group would be
 
 
@@ -37,26 +37,17 @@ class ParquetSource(Catalogue):
 
     def __init__(self, source: config.Parquet, reach: config.Storage) -> None:
         self._files = find_files(source.path, reach, ".parquet")
-        entries: dict[str, Entry] = {}
-        self._columns: list[str] = []  # of pictures, by file
-        for number, file in enumerate(self._files):
-            try:
-                opened = _open(file)
-                columns = _Columns(source, file, opened.schema_arrow)
-                self._columns.append(columns.image)
-                entries |= _entries(columns, opened, number, file.key)
-            except (pa.ArrowException, OSError) as error:
-                raise UserError(
-                    f"{PATH}: {file.store.uri}/{file.key}: no Parquet that can be read "
-                    f"({' '.join(str(error).split())}); fetch it anew"
-                ) from None
-        super().__init__(entries, source.licence)
+        super().__init__(
+            [(file.key, file.stamp) for file in self._files],
+            source.licence,
+            partial(_find, source, self._files),
+        )
 
-    def picture(self, where: tuple[int, int]) -> bytes:
+    def picture(self, where: tuple[int, str, int]) -> bytes:
         """See Catalogue."""
-        number, row = where
+        number, column, row = where
         try:
-            value = _pictures(self._files[number], self._columns[number]).at(row)
+            value = _pictures(self._files[number], column).at(row)
         except (pa.ArrowException, OSError) as error:
             raise Rejected(f"damaged Parquet: {error}") from None
         if isinstance(value, dict):
@@ -66,6 +57,22 @@ class ParquetSource(Catalogue):
         if value is None:
             raise Rejected("no picture")
         return check_size(value)
+
+
+def _find(source: config.Parquet, files: list[File]) -> dict[str, Entry]:
+    """Every row of every file. Raises UserError."""
+    entries: dict[str, Entry] = {}
+    for number, file in enumerate(files):
+        try:
+            opened = _open(file)
+            columns = _Columns(source, file, opened.schema_arrow)
+            entries |= _entries(columns, opened, number, file.key)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{PATH}: {file.store.uri}/{file.key}: no Parquet that can be read "
+                f"({' '.join(str(error).split())}); fetch it anew"
+            ) from None
+    return entries
 
 
 class _Columns:
@@ -124,7 +131,7 @@ def _entries(columns: _Columns, opened: pq.ParquetFile, number: int, name: str) 
     wanted = [name for name in (columns.caption, columns.classes, columns.split) if name]
     named = split_in_name(name)
     entries: dict[str, Entry] = {}
-    for batch in opened.iter_batches(columns=list(dict.fromkeys(wanted))):
+    for batch in opened.iter_batches(_ROWS, columns=list(dict.fromkeys(wanted))):
         captions = _texts(batch[columns.caption])
         empty = [None] * len(captions)
         classes = batch[columns.classes].to_pylist() if columns.classes else empty
@@ -137,7 +144,7 @@ def _entries(columns: _Columns, opened: pq.ParquetFile, number: int, name: str) 
             if columns.split and not told:
                 reason = f"{columns.split}={split}; it must be one of {', '.join(SPLITS)}"
             entries[key] = Entry(
-                where=(number, row),
+                where=(number, columns.image, row),
                 captions=caption,
                 split=told or named or split_by_hash(key),
                 class_name=_class(label, columns.labels),
@@ -158,7 +165,8 @@ def _texts(column: pa.Array) -> list[list[str]]:
     """The captions of each row; bytes that are no UTF-8 do not stop it."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    kind = pa.list_(pa.binary()) if column.type.num_fields else pa.binary()
+    text = pa.large_binary()
+    kind = pa.large_list(text) if column.type.num_fields else text
     values = column.cast(kind).to_pylist()
     rows = [value if isinstance(value, list) else [value] for value in values]
     return [[decode(text) for text in row if text is not None] for row in rows]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from t2i_ray.config import Storage, UserError
 from t2i_ray.data.record import Rejected
-from t2i_ray.storage import LocalStore, MissingKey, StorageError, Store, open_store
+from t2i_ray.storage import LocalStore, MissingKey, Stamp, StorageError, Store, open_store
 
 PATH = "data.source.path"
 LARGEST = 64 << 20  # bytes of an image file; what is larger is rejected unread
@@ -25,7 +26,18 @@ class File(NamedTuple):
 
     store: Store
     key: str
-    size: int
+    stamp: Stamp
+
+
+@contextmanager
+def errors_of_place() -> Iterator[None]:
+    """A store that cannot be read is a UserError: it happens before any task starts."""
+    try:
+        yield
+    except StorageError as error:
+        raise UserError(f"{PATH}: {error}; mend the path, or what may read it") from None
+    except MissingKey as error:  # it was there a moment ago
+        raise UserError(f"{PATH}: {error} is gone; put it back") from None
 
 
 def open_place(path: str, reach: Storage, *, field: str = PATH) -> Store:
@@ -45,7 +57,7 @@ def open_place(path: str, reach: Storage, *, field: str = PATH) -> Store:
 
 
 def find_files(path: str, reach: Storage, ending: str) -> list[File]:
-    """The files that a path means: itself, all in a folder with this ending, or all that match it.
+    """The files that a path means: itself, all of this ending in a folder, or all that match it.
 
     In a pattern '*' stands for anything, '/' included.
 
@@ -58,24 +70,38 @@ def find_files(path: str, reach: Storage, ending: str) -> list[File]:
     if wild < len(parts):
         path, pattern = "/".join(parts[:wild]) or "/", "/".join(parts[wild:])
     elif path.endswith(ending):
-        path, pattern = "/".join(parts[:-1]) or ".", parts[-1]
+        return [find_file(path, reach)]
     store = open_place(path, reach)
-    keys = [key for key in store.list() if fnmatch.fnmatchcase(key, pattern)]
-    if not keys:
+    files = [
+        File(store, key, stamp)
+        for key, stamp in store.stamps().items()
+        if fnmatch.fnmatchcase(key, pattern)
+    ]
+    if not files:
         raise UserError(
             f"{PATH}: no file {pattern} in {store.uri}; give a file, a folder or a pattern such as "
             f"folder/*{ending}"
         )
-    return [File(store, key, store.size(key)) for key in keys]
+    return files
+
+
+def find_file(path: str, reach: Storage) -> File:
+    """The one file that a path means. Raises UserError."""
+    folder, slash, name = path.rpartition("/")
+    store = open_place(folder or slash or ".", reach)
+    try:
+        return File(store, name, store.stamp(name))
+    except MissingKey:
+        raise UserError(f"{PATH}={path}: no such file in {store.uri}; mend the path") from None
 
 
 def check_unchanged(file: File) -> None:
     """Raises UserError if a task sees another file than the one that was looked through."""
     try:
-        size = file.store.size(file.key)
+        size = file.store.stamp(file.key).size
     except MissingKey:
         size = -1
-    if size != file.size:
+    if size != file.stamp.size:
         raise UserError(
             f"{PATH}: {file.store.uri}/{file.key} differs between machines or changed meanwhile; "
             "put it where every node sees the same, and prepare again"

@@ -1,12 +1,15 @@
 """What Reed et al. (2016) gave with Oxford-102 and CUB: ten captions a picture, lists of classes.
 
-text_c10/<class>/<picture>.txt      one caption a line
-trainclasses.txt, valclasses.txt, testclasses.txt, trainvalclasses.txt     one class a line
+They are
+
+    text_c10/<class>/<picture>.txt      one caption a line
+    trainclasses.txt, valclasses.txt, testclasses.txt, trainvalclasses.txt     one class a line
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from t2i_ray.config import Cub200, Oxford102, Storage, UserError
 from t2i_ray.data.captions import decode
@@ -14,6 +17,7 @@ from t2i_ray.data.record import tenth
 from t2i_ray.data.sources.place import PATH, open_place, read_all
 from t2i_ray.storage import Store
 
+_NAMES = ("train", "val", "test", "trainval")
 # The lists that make up each split; the first choice of which all are there is taken.
 _LISTS = {
     "classes": [{"train": ["train"], "val": ["val"], "test": ["test"]}],
@@ -36,26 +40,39 @@ class ReedCaptions:
         elsewhere = name.startswith(("/", "~")) or "://" in name
         whole = name if elsewhere else f"{config.path.rstrip('/')}/{name}"
         field = "data.source.captions"
-        store = open_place(whole, reach, field=field)
-        files = [key for key in store.list() if key.endswith(".txt") and "/" in key]
-        if not files:
-            raise UserError(
-                f"{field}={config.captions}: no file <class>/<picture>.txt in {store.uri}; give "
-                "the folder text_c10 of the captions of Reed et al."
-            )
-        self.by_picture = {  # "<class>/<picture>" -> captions
-            file.removesuffix(".txt"): [line for line in decode(text).split("\n") if line.strip()]
-            for file, text in zip(files, read_all(store, files), strict=True)
+        self._store = open_place(whole, reach, field=field)
+        self._files = {
+            key: stamp
+            for key, stamp in self._store.stamps().items()
+            if key.endswith(".txt") and "/" in key
         }
+        if not self._files:
+            raise UserError(
+                f"{field}={config.captions}: no file <class>/<picture>.txt in {self._store.uri}; "
+                "give the folder text_c10 of the captions of Reed et al."
+            )
         beside = open_place(whole.rpartition("/")[0] or "/", reach, field=field)
         self._places = {place.uri: place, beside.uri: beside}
 
+    def stamps(self) -> list[Any]:
+        """What changes whenever captions or lists do."""
+        return [self._files, [self._find(f"{name}classes.txt") for name in _NAMES]]
+
+    def read(self) -> dict[str, list[str]]:
+        """The captions of each picture, by "<class>/<picture>"."""
+        texts = zip(self._files, read_all(self._store, self._files), strict=True)
+        return {
+            file.removesuffix(".txt"): [line for line in decode(text).split("\n") if line.strip()]
+            for file, text in texts
+        }
+
     def check(self, pictures: Collection[str]) -> None:
         """Raises UserError if no caption is for any of these pictures."""
-        if not set(pictures) & set(self.by_picture):
+        names = {file.removesuffix(".txt") for file in self._files}
+        if not set(pictures) & names:
             raise UserError(
-                f"data.source.captions: its files are named such as {next(iter(self.by_picture))}"
-                f".txt, the pictures such as {min(pictures)}; give the captions of these pictures"
+                f"data.source.captions: its files are named such as {min(names)}.txt, the pictures "
+                f"such as {min(pictures)}; give the captions of these pictures"
             )
 
     def splits(self, kind: str, classes: Collection[str]) -> dict[str, str]:
@@ -64,20 +81,15 @@ class ReedCaptions:
         Raises:
             UserError: a list is missing, names an unknown class, or one that another list has.
         """
-        choices = _LISTS[kind]
-        names = {
-            f"{name}classes.txt" for lists in choices for part in lists.values() for name in part
+        found = {
+            name: text for name in _NAMES if (text := self._find(f"{name}classes.txt")) is not None
         }
-        found = {name: text for name in sorted(names) if (text := self._find(name)) is not None}
-        for lists in choices:
-            wanted = {
-                split: [f"{name}classes.txt" for name in part] for split, part in lists.items()
-            }
-            if all(name in found for part in wanted.values() for name in part):
-                return _splits(wanted, found, set(classes))
-        missing = [f"{name}classes.txt" for part in choices[0].values() for name in part]
+        for lists in _LISTS[kind]:
+            if all(name in found for part in lists.values() for name in part):
+                return _splits(lists, found, set(classes))
+        missing = [name for part in _LISTS[kind][0].values() for name in part if name not in found]
         raise UserError(
-            f"{PATH}: no {', '.join(name for name in missing if name not in found)} in "
+            f"{PATH}: no {', '.join(f'{name}classes.txt' for name in missing)} in "
             f"{' or '.join(self._places)}; put the lists of Reed et al. there, or choose another "
             "data.source.split"
         )
@@ -90,21 +102,21 @@ class ReedCaptions:
 
 
 def _splits(
-    wanted: dict[str, list[str]], found: dict[str, list[str]], classes: set[str]
+    lists: dict[str, list[str]], found: dict[str, list[str]], classes: set[str]
 ) -> dict[str, str]:
     splits: dict[str, str] = {}
-    for split, names in wanted.items():
+    for split, names in lists.items():
         for name in names:
             for listed in found[name]:
                 if listed not in classes:
                     raise UserError(
-                        f"{PATH}: {name} lists {listed}, of which there is no picture (there are "
-                        f"classes such as {min(classes)}); use the lists of this data set"
+                        f"{PATH}: {name}classes.txt lists {listed}, of which there is no picture "
+                        f"(there are classes such as {min(classes)}); use this data set's lists"
                     )
                 if splits.setdefault(listed, split) != split:
                     raise UserError(
-                        f"{PATH}: {listed} is listed for {splits[listed]} and, in {name}, for "
-                        f"{split}; leave it in one"
+                        f"{PATH}: {listed} is listed for {splits[listed]} and, in "
+                        f"{name}classes.txt, for {split}; leave it in one"
                     )
     return splits
 

@@ -15,6 +15,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, BinaryIO
 
 from t2i_ray import config
@@ -40,13 +41,11 @@ class WebDatasetSource(Catalogue):
     def __init__(self, source: config.WebDataset, reach: config.Storage) -> None:
         self._files = find_files(source.path, reach, ".tar")
         self._checked: set[int] = set()
-        entries = {}
-        for number, file in enumerate(self._files):
-            named = split_in_name(file.key)
-            for name, sample in _look_through(file).items():
-                key = f"{file.key}/{name}"
-                entries[key] = _entry(source, number, sample, named or split_by_hash(key))
-        super().__init__(entries, source.licence)
+        super().__init__(
+            [(file.key, file.stamp) for file in self._files],
+            source.licence,
+            partial(_find, source, self._files),
+        )
 
     def picture(self, where: tuple[int, int, int]) -> bytes:
         """See Catalogue."""
@@ -58,6 +57,17 @@ class WebDatasetSource(Catalogue):
         if length > LARGEST:
             raise Rejected(f"more than {LARGEST >> 20} MiB")
         return file.store.read_part(file.key, start, length)
+
+
+def _find(source: config.WebDataset, files: list[File]) -> dict[str, Entry]:
+    """Every sample of every tar. Raises UserError."""
+    entries = {}
+    for number, file in enumerate(files):
+        named = split_in_name(file.key)
+        for name, sample in _look_through(file).items():
+            key = f"{file.key}/{name}"
+            entries[key] = _entry(source, number, sample, named or split_by_hash(key))
+    return entries
 
 
 @dataclass
