@@ -1,5 +1,6 @@
 import csv
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -568,6 +569,9 @@ def test_emoji(tmp_path: Path) -> None:
     assert (thumb.image != plain.image).any()
     drawn = {accept(source.read(key), 32).image.tobytes() for key in source.keys[:300]}
     assert len(drawn) > 290, "none is the sign of a missing glyph"
+    part = pickle.loads(pickle.dumps(source.part(["1f44d"])))
+    assert part.keys == ["1f44d"]
+    assert (accept(part.read("1f44d"), 32).image == plain.image).all()
 
 
 @needs_font

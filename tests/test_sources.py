@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import struct
 import sys
 import tarfile
@@ -27,9 +28,10 @@ from t2i_ray.data import open_prepared, prepare
 from t2i_ray.data.accept import accept
 from t2i_ray.data.captions import LONGEST, clean
 from t2i_ray.data.prepare import ShardTask
-from t2i_ray.data.record import SPLITS, split_in_name
+from t2i_ray.data.record import SPLITS, Rejected, split_in_name
 from t2i_ray.data.sources import Source, open_source
-from t2i_ray.storage import LocalStore, open_store
+from t2i_ray.data.sources.place import read_picture
+from t2i_ray.storage import LocalStore, StorageError, open_store
 from t2i_ray.storage.s3 import _client
 
 HERE = config.Storage()
@@ -483,6 +485,39 @@ def test_pictures_of_any_kind_are_made_alike_or_rejected(
     for name, (_, reason) in BAD.items():
         assert rejected[Path(name).stem].startswith(reason), name
     assert result.manifest.rejected == len(BAD)
+
+
+def test_files_too_large_or_of_impossible_names_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2i_ray.data.sources.place.LARGEST", 1 << 20)
+    monkeypatch.setattr("t2i_ray.data.sources.webdataset.LARGEST", 1 << 20)
+    large = layouts.image(1) + bytes(1 << 20)
+    layouts.write(tmp_path / "in/large.jpg", large)
+    long = "x" * 300 + ".jpg"
+    rows = [{"image": name, "caption": "x"} for name in ("large.jpg", long, "in.jpg/a.jpg")]
+    layouts.write(tmp_path / "in/captions.jsonl", "\n".join(map(json.dumps, rows)))
+    layouts.tar(tmp_path / "in/x.tar", [("large.jpg", large), ("large.txt", b"x")])
+    layouts.write(tmp_path / "in/in.jpg", b"a file where a folder is asked for")
+    folder = opened(config.Folder(path=str(tmp_path / "in")))
+    said = {"large.jpg": "more than 1 MiB", long: "name too long", "in.jpg/a.jpg": "no such file"}
+    for key, reason in said.items():
+        with pytest.raises(Rejected, match=reason):
+            folder.read(key)
+    with pytest.raises(Rejected, match="more than 1 MiB"):
+        opened(config.WebDataset(path=str(tmp_path / "in"))).read("x.tar/large")
+
+
+def test_a_store_that_is_away_rejects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2i_ray.storage.s3._ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with socket.socket() as unheard:  # bound, not listening: connections are refused
+        unheard.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        store = open_store(config.Storage(uri="s3://bucket/x", endpoint=endpoint))
+        with pytest.raises(StorageError, match="EndpointConnectionError"):
+            read_picture(store, "a.jpg")
 
 
 def test_captions_are_cleaned_and_counted(tmp_path: Path) -> None:
