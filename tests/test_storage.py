@@ -16,7 +16,14 @@ from servers import S3Server
 
 from t2i_ray import config
 from t2i_ray.config import UserError
-from t2i_ray.storage import MissingKey, StorageError, Store, check_writable, open_store
+from t2i_ray.storage import (
+    MissingKey,
+    StorageError,
+    Store,
+    check_writable,
+    open_key,
+    open_store,
+)
 from t2i_ray.storage.s3 import S3Store, _client
 
 
@@ -65,6 +72,35 @@ def test_what_was_written_is_read(store: Store) -> None:
             store.read(absent)
 
 
+def test_a_part_is_read(store: Store) -> None:
+    store.write("a/b", bytes(range(100)))
+    store.write("empty", b"")
+    assert store.read_part("a/b", 10, 5) == bytes(range(10, 15))
+    assert store.read_part("a/b", 98, 5) == bytes([98, 99])
+    assert store.read_part("a/b", 100, 5) == store.read_part("a/b", 500, 5) == b""
+    assert store.read_part("a/b", 7, 0) == store.read_part("empty", 0, 9) == b""
+    for call in (store.stamp, lambda key: store.read_part(key, 0, 1)):
+        for absent in ("a", "a/c"):
+            with pytest.raises(MissingKey, match=absent):
+                call(absent)
+
+
+def test_a_key_is_opened_as_a_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2i_ray.storage.opened._AHEAD", 64)
+    content = os.urandom(1000)
+    store.write("a", content)
+    file = open_key(store, "a")
+    assert file.read(10) + file.read(10) == content[:20]
+    assert file.seek(-100, os.SEEK_END) == 900
+    assert file.read() == content[900:]
+    assert file.read() == b""
+    file.seek(300)
+    assert file.read(200) == content[300:500]
+    assert (file.tell(), file.seek(5000), file.read(1)) == (500, 5000, b"")
+    with pytest.raises(MissingKey, match="absent"):
+        open_key(store, "absent")
+
+
 def test_only_the_first_creates(store: Store) -> None:
     assert store.create("run.json", b"first")
     assert not store.create("run.json", b"second")
@@ -99,6 +135,21 @@ def test_list_and_delete_go_by_folders(store: Store) -> None:
     store.delete("b")
     store.delete("absent")
     assert store.list() == sorted(keys[2:4])
+
+
+def test_stamps_tell_size_and_change(store: Store) -> None:
+    store.write("a/x", b"one")
+    store.write("a/y/z", b"")
+    before = store.stamps()
+    assert list(before) == store.list() == ["a/x", "a/y/z"]
+    assert [stamp.size for stamp in before.values()] == [3, 0]
+    assert store.stamps("a/y") == {"a/y/z": before["a/y/z"]}
+    assert store.stamp("a/x") == before["a/x"]
+    store.write("a/x", b"two")
+    after = store.stamps()
+    assert after["a/x"].size == 3
+    assert after["a/x"].version != before["a/x"].version
+    assert after["a/y/z"] == before["a/y/z"]
 
 
 def test_more_keys_than_one_request_may_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,24 @@ import numpy as np
 import pytest
 
 from t2i_ray.config import SyntheticFlowers
-from t2i_ray.data.flower_captions import NAMED, NUMBERS, WORDS
-from t2i_ray.data.synthetic import (
+from t2i_ray.data.accept import accept
+from t2i_ray.data.record import Record
+from t2i_ray.data.sources.flower_captions import NAMED, NUMBERS, WORDS
+from t2i_ray.data.sources.synthetic import (
     ATTRIBUTE_VALUES,
     BACKGROUNDS,
     CENTRE_COLOURS,
     PETAL_COUNTS,
     SyntheticSource,
     draw_flower,
-    draw_record,
+    draw_sample,
     split_of,
 )
+
+
+def draw_record(seed: int, index: int, size: int) -> Record:
+    return accept(draw_sample(seed, index, size), size)
+
 
 RECORDS = [draw_record(0, index, 32) for index in range(400)]
 
@@ -139,7 +146,7 @@ def test_source_lists_classes_and_reads() -> None:
     source = SyntheticSource(SyntheticFlowers(images=64), 32)
     assert source.keys == sorted(source.keys)
     assert len(source.keys) == 64
-    record = source.read(source.keys[3])
+    record = accept(source.read(source.keys[3]), 32)
     assert (record.image == RECORDS[3].image).all()
     assert record.class_name in source.classes
     assert len(source.classes) == 32

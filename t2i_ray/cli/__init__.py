@@ -100,7 +100,9 @@ def tune(
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="synthetic-flowers, emoji or folder.")],
+    source: Annotated[
+        str, typer.Argument(help="Its kind: folder, oxford-102, parquet ... (docs/data.md).")
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Argument(help="The source's fields and data's: path=pictures load_size=76"),

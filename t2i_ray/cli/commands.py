@@ -66,16 +66,21 @@ def prepare_source(kind: str, settings: list[str], storage: str, endpoint: str |
         if not equals:
             raise UserError(f"setting {setting!r}: write it as key=value, e.g. path=pictures")
         (data if key in SOURCE_FIELDS else source)[key] = yaml.safe_load(value)
-    store = opened(storage, endpoint)
+    place = Storage(uri=storage, endpoint=endpoint)
+    store = open_store(place)
     check_writable(store)
-    prefix = prepare(validate(Data, data), store, progress=print)
+    prefix = prepare(validate(Data, data), store, reach=place, progress=print)
     prepared = open_prepared(store, prefix)
     table = Table("split", "pictures", title=f"{store.uri}/{prefix}")
     for split in ("train", "val", "test"):
         table.add_row(split, str(len(prepared.ids(split))))
     console = Console()
     console.print(table)
-    console.print(f"captions {len(prepared.captions)}, digest {prepared.digest}")
+    manifest = prepared.manifest
+    console.print(
+        f"captions {len(prepared.captions)} ({manifest.captions_cut} were cut, "
+        f"{manifest.captions_empty} empty ones dropped), digest {prepared.digest}"
+    )
 
 
 def show_runs(storage: str, endpoint: str | None) -> None:

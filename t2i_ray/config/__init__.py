@@ -1,6 +1,6 @@
 """What a run is: typed sections, one YAML per run, dotted overrides, and the run's identity."""
 
-from t2i_ray.config.data import Data, Emoji, Folder, Source, SyntheticFlowers
+from t2i_ray.config.data import Data
 from t2i_ray.config.encoders import BiGRU, EncoderConfig, HuggingFace
 from t2i_ray.config.fields import Section
 from t2i_ray.config.identity import flatten, identity_hash, identity_of, operational_names
@@ -27,6 +27,18 @@ from t2i_ray.config.reading import (
 )
 from t2i_ray.config.search import Dimension, Pbt, Search
 from t2i_ray.config.sections import Config, Optim, Storage, Tracking
+from t2i_ray.config.sources import (
+    Coco,
+    Cub200,
+    Emoji,
+    Folder,
+    Hdf5,
+    Oxford102,
+    Parquet,
+    Source,
+    SyntheticFlowers,
+    WebDataset,
+)
 from t2i_ray.config.sweep import Sweep, load_sweep, parse_sweep, sweep_schema, with_values
 
 __all__ = [
@@ -38,15 +50,20 @@ __all__ = [
     "READER",
     "WHILE_TRAINING",
     "BiGRU",
+    "Coco",
     "Config",
+    "Cub200",
     "Data",
     "Dimension",
     "Emoji",
     "EncoderConfig",
     "Folder",
+    "Hdf5",
     "HuggingFace",
     "Optim",
     "OwnFeatures",
+    "Oxford102",
+    "Parquet",
     "Pbt",
     "Search",
     "Section",
@@ -56,6 +73,7 @@ __all__ = [
     "SyntheticFlowers",
     "Tracking",
     "UserError",
+    "WebDataset",
     "flatten",
     "identity_hash",
     "identity_of",

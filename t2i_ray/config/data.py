@@ -2,52 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from t2i_ray.config.fields import Section, identity, operational
-
-
-class SyntheticFlowers(Section):
-    """Flowers drawn by this program, with captions and their attributes as ground truth."""
-
-    kind: Literal["synthetic-flowers"] = "synthetic-flowers"
-    images: int = operational(6000, doc="How many pictures to draw, all splits together.", ge=64)
-    seed: int = operational(0, doc="Seed of the drawings and their captions.", ge=0)
-
-
-class Emoji(Section):
-    """Colour emoji drawn from a font, captioned by their names."""
-
-    kind: Literal["emoji"] = "emoji"
-    font: str | None = operational(
-        None, doc="Path of a colour-emoji font (.ttf); none: the usual places are searched."
-    )
-    language: str = operational("en", doc="Language of the names, as the emoji package has it.")
-
-
-class Folder(Section):
-    """A folder of images with captions in a JSONL or CSV file."""
-
-    kind: Literal["folder"] = "folder"
-    path: str = operational(doc="The folder that holds the images.")
-    captions: str = operational(
-        "captions.jsonl",
-        doc="JSONL or CSV file, relative to the folder: image, caption or captions, and "
-        "optionally class, split and any further columns (kept as attributes).",
-    )
-    licence: str = operational("unknown", doc="Licence of the pictures, kept in the manifest.")
-
-
-Source = Annotated[SyntheticFlowers | Emoji | Folder, Field(discriminator="kind")]
+from t2i_ray.config.sources import Source, SyntheticFlowers
 
 
 class Data(Section):
-    """Where pictures and captions come from, and how they are fed.
-
-    The source's fields are operational because the prepared data's digest stands for them.
-    """
+    """Where pictures and captions come from, and how they are fed."""
 
     source: Source = operational(SyntheticFlowers(), doc="What to prepare and train on.")
     image_size: int = identity(64, doc="Height and width that is trained, pixels.", ge=16)

@@ -7,7 +7,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,22 +15,19 @@ import pyarrow.parquet as pq
 
 from t2i_ray import config
 from t2i_ray.config import UserError
-from t2i_ray.data.emoji import EmojiSource
-from t2i_ray.data.folder import FolderSource
+from t2i_ray.data.accept import accept
+from t2i_ray.data.captions import clean
 from t2i_ray.data.prepared import Manifest, Shard, content_digest, make_table
-from t2i_ray.data.record import SPLITS, Rejected, Source
-from t2i_ray.data.synthetic import SyntheticSource
+from t2i_ray.data.record import SPLITS, Record, Rejected
+from t2i_ray.data.sources import Source, open_source
 from t2i_ray.storage import Store
 
 
 class ShardTask(NamedTuple):
     """One shard to make: small and picklable."""
 
-    source: config.Source
-    fingerprint: str
+    source: Source  # with the shard's keys only
     load_size: int
-    start: int  # rank of its first source key
-    stop: int
     name: str
     store: Store
     prefix: str
@@ -45,6 +41,7 @@ def prepare(
     data: config.Data,
     store: Store,
     *,
+    reach: config.Storage | None = None,
     run_tasks: RunTasks | None = None,
     progress: Progress | None = None,
 ) -> str:
@@ -56,6 +53,7 @@ def prepare(
     Args:
         data: what to prepare.
         store: where to.
+        reach: endpoint and region of S3, for a source that lies there; None: the environment's.
         run_tasks: runs a top-level function on each of a list of picklable arguments and gives
             the results in any order; None: here, one after another.
         progress: called with (source keys done, source keys in all) as shards are done.
@@ -63,25 +61,27 @@ def prepare(
     Raises:
         UserError: the source cannot be used, or too much of it was rejected.
     """
-    source = open_source(data.source, data.load_size)
+    source = open_source(data.source, data.load_size, reach or config.Storage())
     prefix = prefix_of(data, source)
     if store.exists(f"{prefix}/manifest.json"):
         return prefix
+    source.look_through()
+    keys = source.keys
     names = {
-        f"{number:05d}": (start, min(start + data.shard_size, len(source.keys)))
-        for number, start in enumerate(range(0, len(source.keys), data.shard_size))
+        f"{number:05d}": keys[start : start + data.shard_size]
+        for number, start in enumerate(range(0, len(keys), data.shard_size))
     }
     there = set(store.list(prefix))
     tasks = [
-        ShardTask(data.source, source.fingerprint, data.load_size, *span, name, store, prefix)
-        for name, span in names.items()
+        ShardTask(source.part(mine), data.load_size, name, store, prefix)
+        for name, mine in names.items()
         if f"{prefix}/shards/{name}.json" not in there
     ]
-    done = len(source.keys) - sum(task.stop - task.start for task in tasks)
+    done = len(keys) - sum(len(task.source.entries) for task in tasks)
     for count in (run_tasks or map)(make_shard, tasks):
         done += count
         if progress:
-            progress(done, len(source.keys))
+            progress(done, len(keys))
     _finish(data, source, store, prefix, list(names))
     return prefix
 
@@ -94,39 +94,18 @@ def prefix_of(data: config.Data, source: Source) -> str:
     return f"data/{data.source.kind}-{digest[:12]}"
 
 
-def open_source(source: config.Source, load_size: int) -> Source:
-    """The source of a config. Raises UserError if it cannot be used."""
-    match source:
-        case config.SyntheticFlowers():
-            return SyntheticSource(source, load_size)
-        case config.Emoji():
-            return EmojiSource(source, load_size)
-        case config.Folder():
-            return FolderSource(source, load_size)
-
-
-@lru_cache(maxsize=1)
-def _opened(source: config.Source, load_size: int, fingerprint: str) -> Source:
-    """The source as a task sees it: opened once per process, and the same as the driver's."""
-    opened = open_source(source, load_size)
-    if opened.fingerprint != fingerprint:
-        raise UserError(
-            f"data.source.kind={source.kind}: its files differ between machines or changed "
-            "meanwhile; put them where every node sees the same, and prepare again"
-        )
-    return opened
-
-
 def make_shard(task: ShardTask) -> int:
     """Read, scale and write one shard, its sidecar last; the number of keys it covers."""
-    source = _opened(task.source, task.load_size, task.fingerprint)
-    keys, records, rejected = [], [], []
-    for key in source.keys[task.start : task.stop]:
+    source = task.source
+    keys: list[str] = []
+    records: list[Record] = []
+    rejected = []
+    for key in source.keys:
         try:
-            records.append(source.read(key))
+            records.append(accept(source.read(key), task.load_size))
             keys.append(key)
         except Rejected as reason:
-            rejected.append({"key": key, "reason": str(reason)})
+            rejected.append({"key": key, "reason": clean(str(reason))[0]})
     empty = np.empty((0, task.load_size, task.load_size, 3), np.uint8)
     pictures, table = io.BytesIO(), io.BytesIO()
     np.save(pictures, np.stack([record.image for record in records]) if records else empty)
@@ -140,8 +119,14 @@ def make_shard(task: ShardTask) -> int:
         images_sha256=hashlib.sha256(pictures.getvalue()).hexdigest(),
         table_sha256=hashlib.sha256(table.getvalue()).hexdigest(),
     )
-    task.store.write(f"{place}.json", _json({"shard": shard.model_dump(), "rejected": rejected}))
-    return task.stop - task.start
+    sidecar = {
+        "shard": shard.model_dump(),
+        "captions_cut": sum(record.cut for record in records),
+        "captions_empty": sum(record.empty for record in records),
+        "rejected": rejected,
+    }
+    task.store.write(f"{place}.json", _json(sidecar))
+    return len(source.entries)
 
 
 def _finish(data: config.Data, source: Source, store: Store, prefix: str, names: list[str]) -> None:
@@ -150,7 +135,7 @@ def _finish(data: config.Data, source: Source, store: Store, prefix: str, names:
     rejected = [reject for sidecar in sidecars for reject in sidecar["rejected"]]
     lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejected)
     store.write(f"{prefix}/rejected.jsonl", lines.encode())
-    problem = _problem(data, len(source.keys), rejected)
+    problem = _problem(data, len(source.entries), rejected)
     shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"]["count"]]
     if not problem:
         table = pa.concat_tables(
@@ -159,7 +144,7 @@ def _finish(data: config.Data, source: Source, store: Store, prefix: str, names:
         )
         counts = Counter(table["split"].to_pylist())
         if not counts[0]:
-            problem = "data.source: no picture is in the split train; mend the column split"
+            problem = "data.source: no picture is in the split train; say which ones are"
     if problem:
         # What was rejected is tried again next time, for the user may have mended it.
         for name, sidecar in zip(names, sidecars, strict=True):
@@ -172,6 +157,8 @@ def _finish(data: config.Data, source: Source, store: Store, prefix: str, names:
         licence=source.licence,
         count=table.num_rows,
         captions=len(table["captions"].combine_chunks().flatten()),
+        captions_cut=sum(sidecar["captions_cut"] for sidecar in sidecars),
+        captions_empty=sum(sidecar["captions_empty"] for sidecar in sidecars),
         rejected=len(rejected),
         splits={split: counts[rank] for rank, split in enumerate(SPLITS)},
         classes=source.classes,

@@ -43,7 +43,9 @@ class Manifest(Section):
     licence: str
     count: int  # pictures
     captions: int
-    rejected: int
+    captions_cut: int = 0  # longer than is kept
+    captions_empty: int = 0  # dropped
+    rejected: int  # pictures
     splits: dict[str, int]
     classes: list[str]
     attribute_values: dict[str, list[str]]

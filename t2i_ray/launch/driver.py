@@ -85,7 +85,7 @@ def prepare_data(config: Config, store: Store) -> str:
     def tell(done: int, total: int) -> None:
         print(f"prepared {done} of {total} pictures", flush=True)
 
-    return prepare(config.data, store, run_tasks=ray_tasks, progress=tell)
+    return prepare(config.data, store, reach=config.storage, run_tasks=ray_tasks, progress=tell)
 
 
 def make_shared_once(config: Config, data: str) -> dict[str, Any] | None:

@@ -14,16 +14,19 @@ from urllib.parse import urlsplit
 
 from t2i_ray import config
 from t2i_ray.config import UserError
-from t2i_ray.storage.base import MissingKey, StorageError, Store, check_key
+from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key
 from t2i_ray.storage.local import LocalStore
+from t2i_ray.storage.opened import open_key
 
 __all__ = [
     "JOB_VARIABLE",
     "LocalStore",
     "MissingKey",
+    "Stamp",
     "StorageError",
     "Store",
     "check_writable",
+    "open_key",
     "open_store",
 ]
 
@@ -31,43 +34,47 @@ __all__ = [
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what runs as a job
 
 
-def open_store(storage: config.Storage) -> Store:
+def open_store(storage: config.Storage, *, field: str = "storage.uri") -> Store:
     """The store of a config; nothing is read or written yet.
+
+    Args:
+        storage: where it is, and how S3 is reached.
+        field: the config's field that holds its URI, for errors.
 
     Raises:
         UserError: the URI or the endpoint is malformed.
     """
     uri = storage.uri
-    for field, value in (("uri", uri), ("endpoint", storage.endpoint or "")):
+    for name, value in ((field, uri), ("storage.endpoint", storage.endpoint or "")):
         if "@" in urlsplit(value).netloc:  # it may hold a secret: not repeated
             raise UserError(
-                f"storage.{field}: must not hold credentials; set AWS_ACCESS_KEY_ID and "
+                f"{name}: must not hold credentials; set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY in the environment, or use the machine's role"
             )
     if uri.startswith("s3://"):
-        return _open_s3(storage)
+        return _open_s3(storage, field)
     if "://" in uri or not uri:
-        raise UserError(f"storage.uri={uri}: give a local folder, or s3://bucket/prefix")
+        raise UserError(f"{field}={uri}: give a local folder, or s3://bucket/prefix")
     path = Path(uri).expanduser()
     if not path.is_absolute() and JOB_VARIABLE in os.environ:
         raise UserError(
-            f"storage.uri={uri}: a relative path would land in the Ray job's temporary folder; "
+            f"{field}={uri}: a relative path would land in the Ray job's temporary folder; "
             "give an absolute one"
         )
     return LocalStore(path.resolve())
 
 
-def _open_s3(storage: config.Storage) -> Store:
+def _open_s3(storage: config.Storage, field: str) -> Store:
     bucket, _, prefix = storage.uri.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", bucket):
-        raise UserError(f"storage.uri={storage.uri}: give s3://bucket/prefix with a bucket's name")
+        raise UserError(f"{field}={storage.uri}: give s3://bucket/prefix with a bucket's name")
     try:
         check_key(prefix or "root")
         if set("?#") & set(prefix):
             raise ValueError("no '?' or '#'; a server other than AWS goes into storage.endpoint")
     except ValueError as error:
-        raise UserError(f"storage.uri={storage.uri}: {error}") from None
+        raise UserError(f"{field}={storage.uri}: {error}") from None
     if storage.endpoint and not re.match(r"https?://[^/]+", storage.endpoint):
         raise UserError(
             f"storage.endpoint={storage.endpoint}: give a URL such as http://127.0.0.1:9000"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class MissingKey(Exception):  # noqa: N818 - an answer as often as an error
@@ -23,6 +23,13 @@ class StorageError(Exception):
         self.code = code
 
 
+class Stamp(NamedTuple):
+    """By what a key's content is known without reading it."""
+
+    size: int  # bytes
+    version: str  # S3's ETag; of a local file the time of its last change
+
+
 class Store(ABC):
     """Flat keys below a root URI, separated by '/'. Any call may raise StorageError.
 
@@ -34,6 +41,17 @@ class Store(ABC):
     @abstractmethod
     def read(self, key: str) -> bytes:
         """The bytes under a key. Raises MissingKey."""
+
+    @abstractmethod
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``start`` on: fewer at the end, none beyond it.
+
+        Raises MissingKey.
+        """
+
+    @abstractmethod
+    def stamp(self, key: str) -> Stamp:
+        """Size and version of what is under a key. Raises MissingKey."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -57,6 +75,10 @@ class Store(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
         """All keys below ``prefix/`` (none: all there are), sorted, relative to the root."""
+
+    @abstractmethod
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
+        """The same keys in the same order, each with its stamp."""
 
     @abstractmethod
     def exists(self, key: str) -> bool:

@@ -6,13 +6,14 @@ import errno
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from t2i_ray.storage.base import MissingKey, StorageError, Store, check_key
+from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key
 
 
 class LocalStore(Store):
@@ -26,6 +27,20 @@ class LocalStore(Store):
         """See Store."""
         with self._errors("read", key):
             return self._path(key).read_bytes()
+
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """See Store."""
+        with self._errors("read", key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def stamp(self, key: str) -> Stamp:
+        """See Store."""
+        with self._errors("read", key):
+            status = self._path(key).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise MissingKey(f"{self.uri}/{key}")
+        return Stamp(status.st_size, str(status.st_mtime_ns))
 
     def write(self, key: str, data: bytes) -> None:
         """See Store."""
@@ -55,6 +70,10 @@ class LocalStore(Store):
                 below = Path(folder).relative_to(self.root)
                 keys += [(below / file).as_posix() for file in files if not _PART.fullmatch(file)]
         return sorted(keys)
+
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
+        """See Store."""
+        return {key: self.stamp(key) for key in self.list(prefix)}
 
     def exists(self, key: str) -> bool:
         """See Store."""

@@ -25,7 +25,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from t2i_ray.storage.base import MissingKey, StorageError, Store, check_key
+from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -49,16 +49,22 @@ class S3Store(Store):
 
     def read(self, key: str) -> bytes:
         """See Store."""
-        with self._errors("read", key) as client:
-            # botocore retries the request, but not a body that breaks off.
-            for attempt in range(3):
-                try:
-                    answer = client.get_object(Bucket=self.bucket, Key=self._key(key))
-                    return bytes(answer["Body"].read())
-                except _BROKEN_READS:
-                    if attempt == 2:
-                        raise
-        raise AssertionError("not reached")
+        return self._read(key)
+
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """See Store."""
+        try:
+            return self._read(key, Range=f"bytes={start}-{start + length - 1}") if length else b""
+        except StorageError as error:
+            if error.code == "InvalidRange":  # it starts at the end, or beyond
+                return b""
+            raise
+
+    def stamp(self, key: str) -> Stamp:
+        """See Store."""
+        with self._errors("look for", key) as client:
+            answer = client.head_object(Bucket=self.bucket, Key=self._key(key))
+        return Stamp(answer["ContentLength"], answer["ETag"])
 
     def write(self, key: str, data: bytes) -> None:
         """See Store."""
@@ -103,18 +109,25 @@ class S3Store(Store):
 
     def list(self, prefix: str = "") -> list[str]:
         """See Store."""
+        return list(self.stamps(prefix))
+
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
+        """See Store."""
         root = f"{self.prefix}/" if self.prefix else ""
         below = self._key(prefix.rstrip("/")) + "/" if prefix else root
         with self._errors("list", prefix) as client:
             pages = client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=below, PaginationConfig={"PageSize": _PAGE}
             )
-            return sorted(
-                entry["Key"].removeprefix(root)
-                for page in pages
-                for entry in page.get("Contents", ())
-                if not entry["Key"].endswith("/")  # pyarrow's markers of folders
-            )
+            return {
+                key: Stamp(entry["Size"], entry["ETag"])
+                for key, entry in sorted(
+                    (entry["Key"].removeprefix(root), entry)
+                    for page in pages
+                    for entry in page.get("Contents", ())
+                    if not entry["Key"].endswith("/")  # pyarrow's markers of folders
+                )
+            }
 
     def exists(self, key: str) -> bool:
         """See Store."""
@@ -153,6 +166,18 @@ class S3Store(Store):
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}".lstrip("/")
+
+    def _read(self, key: str, **more: Any) -> bytes:
+        with self._errors("read", key) as client:
+            # botocore retries the request, but not a body that breaks off.
+            for attempt in range(3):
+                try:
+                    answer = client.get_object(Bucket=self.bucket, Key=self._key(key), **more)
+                    return bytes(answer["Body"].read())
+                except _BROKEN_READS:
+                    if attempt == 2:
+                        raise
+        raise AssertionError("not reached")
 
     def _upload(self, key: str, file: BinaryIO) -> None:
         with self._errors("write", key) as client:

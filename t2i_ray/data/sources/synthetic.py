@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from t2i_ray.config import SyntheticFlowers
-from t2i_ray.data.flower_captions import write_caption
-from t2i_ray.data.record import Record
+from t2i_ray.data.record import Sample
 from t2i_ray.data.rng import counter_rng
+from t2i_ray.data.sources.base import Source
+from t2i_ray.data.sources.flower_captions import write_caption
 
 PETAL_COLOURS = {
     "red": (222, 28, 36),
@@ -59,7 +60,7 @@ LEAF, LEAF_EDGE = (24, 104, 46), (176, 224, 128)
 Colour = tuple[int, int, int]
 
 
-class SyntheticSource:
+class SyntheticSource(Source):
     """The flowers as a source of data; keys are zero-padded indices."""
 
     licence = "CC0-1.0"
@@ -68,19 +69,19 @@ class SyntheticSource:
 
     def __init__(self, config: SyntheticFlowers, size: int) -> None:
         self.seed, self.size = config.seed, size
-        self.keys = [f"{index:07d}" for index in range(config.images)]
+        self.entries = {f"{index:07d}": index for index in range(config.images)}
         self.classes = sorted(
             f"{colour} {shape}"
             for colour in ATTRIBUTE_VALUES["petal_colour"]
             for shape in ATTRIBUTE_VALUES["petal_shape"]
         )
 
-    def read(self, key: str) -> Record:
+    def read(self, key: str) -> Sample:
         """The flower of a key; never rejected."""
-        return draw_record(self.seed, int(key), self.size)
+        return draw_sample(self.seed, self.entries[key], self.size)
 
 
-def draw_record(seed: int, index: int, size: int) -> Record:
+def draw_sample(seed: int, index: int, size: int) -> Sample:
     """Picture ``index`` of the endless series ``seed``, at size x size pixels."""
     rng = counter_rng(seed, "flower", index)
     values = {
@@ -93,8 +94,8 @@ def draw_record(seed: int, index: int, size: int) -> Record:
     captions, named = zip(
         *(write_caption(values, petals, rng) for _ in range(CAPTIONS)), strict=True
     )
-    return Record(
-        image=image,
+    return Sample(
+        picture=image,
         captions=list(captions),
         split=split_of(values),
         class_name=f"{values['petal_colour']} {values['petal_shape']}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from t2i_ray.config import Emoji, UserError
 from t2i_ray.data.images import square
-from t2i_ray.data.record import Record, Rejected, split_by_hash
+from t2i_ray.data.record import Rejected, Sample, split_by_hash
+from t2i_ray.data.sources.base import Source
 
 _USUAL_PLACES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -31,7 +33,7 @@ _NO_CHARACTER = "\U0010ffff"  # no font has it: its glyph is the font's "missing
 _TEMPLATES = ("{}", "an emoji of {}", "a picture of {}")
 
 
-class EmojiSource:
+class EmojiSource(Source):
     """Emoji that the font has, on white; a key is its code points in hexadecimal.
 
     Skin-tone variants are of the class of their base, and in its split.
@@ -46,40 +48,42 @@ class EmojiSource:
     def __init__(self, config: Emoji, size: int) -> None:
         self._size, self._language = size, config.language
         names = _names(config.language)
-        path = _find(config.font)
-        self._font = _open(path)
-        told = json.dumps(names, sort_keys=True).encode()
-        self.fingerprint = hashlib.sha256(path.read_bytes() + told).hexdigest()
+        self._path = _find(config.font)
+        self._digest = hashlib.sha256(self._path.read_bytes()).hexdigest()
+        font = _open(self._path, self._digest)
+        told = self._digest + json.dumps(names, sort_keys=True)
+        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
         # A sequence that the font does not know falls apart into several glyphs.
-        wide = 1.5 * self._font.getlength("\U0001f600")
-        self._names = {
+        wide = 1.5 * font.getlength("\U0001f600")
+        self.entries = {
             "-".join(f"{ord(character):05x}" for character in text): (text, name)
             for text, name in names.items()
-            if self._font.getlength(text) < wide and not self._lacks(text)
+            if font.getlength(text) < wide and not _lacks(font, text)
         }
-        self.keys = sorted(self._names)
-        self.classes = sorted({_base(text) for text, _ in self._names.values()})
+        self.classes = sorted({_base(text) for text, _ in self.entries.values()})
 
-    def read(self, key: str) -> Record:
+    def read(self, key: str) -> Sample:
         """The emoji of a key. Raises Rejected if its drawing is empty."""
-        text, names = self._names[key]
-        left, top, right, bottom = self._font.getbbox(text)
+        text, names = self.entries[key]
+        font = _open(self._path, self._digest)
+        left, top, right, bottom = font.getbbox(text)
         edge = int(1.1 * max(right - left, bottom - top))
         canvas = Image.new("RGB", (edge, edge), "white")
         place = ((edge - right - left) / 2, (edge - bottom - top) / 2)
-        ImageDraw.Draw(canvas).text(place, text, font=self._font, embedded_color=True)
+        ImageDraw.Draw(canvas).text(place, text, font=font, embedded_color=True)
         pixels = square(canvas, self._size)
         if pixels.min() == 255:
             raise Rejected("the font draws nothing")
         templates = _TEMPLATES if self._language == "en" else _TEMPLATES[:1]
         captions = [template.format(name) for name in names for template in templates]
         base = _base(text)
-        return Record(pixels, captions, split=split_by_hash(base), class_name=base)
+        return Sample(pixels, captions, split=split_by_hash(base), class_name=base)
 
-    def _lacks(self, text: str) -> bool:
-        if self._font.getbbox(text) != self._font.getbbox(_NO_CHARACTER):
-            return False
-        return bytes(self._font.getmask(text)) == bytes(self._font.getmask(_NO_CHARACTER))
+
+def _lacks(font: ImageFont.FreeTypeFont, text: str) -> bool:
+    if font.getbbox(text) != font.getbbox(_NO_CHARACTER):
+        return False
+    return bytes(font.getmask(text)) == bytes(font.getmask(_NO_CHARACTER))
 
 
 def _names(language: str) -> dict[str, list[str]]:
@@ -118,7 +122,14 @@ def _find(font: str | None) -> Path:
     )
 
 
-def _open(path: Path) -> ImageFont.FreeTypeFont:
+@lru_cache(maxsize=1)
+def _open(path: Path, digest: str) -> ImageFont.FreeTypeFont:
+    """The font, opened once per process. Raises UserError if it is another than the driver's."""
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise UserError(
+            f"data.source.font={path}: differs between machines or is not on all of them; put the "
+            "same font there on every node"
+        )
     reason = ""
     for size in _BITMAP_SIZES:
         try:
