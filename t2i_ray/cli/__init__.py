@@ -30,6 +30,12 @@ Endpoint = Annotated[
     str | None,
     typer.Option(envvar="AWS_ENDPOINT_URL", help="URL of an S3 server other than AWS."),
 ]
+AllowTarget = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A class, module:Class, that may be imported although only a stored config names it."
+    ),
+]
 HOME = "~/t2i_ray"
 
 
@@ -86,6 +92,7 @@ def tune(
     resume: Annotated[
         str | None, typer.Option(help="The name of a sweep to go on with, instead of its file.")
     ] = None,
+    allow_target: AllowTarget = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
 ) -> None:
@@ -94,7 +101,9 @@ def tune(
     --storage and --endpoint say where --resume looks; a file says that itself.
     """
     from t2i_ray.cli.commands import start_sweep
+    from t2i_ray.config import allow
 
+    allow(allow_target or [])
     raise typer.Exit(start_sweep(sweep, overrides or [], resume, storage, endpoint))
 
 
@@ -141,13 +150,19 @@ def generate(
         str | None,
         typer.Option(help="A strip from one to the other: captions (two of them) or noise."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Draw captions of which the model can read nothing.")
+    ] = False,
+    allow_target: AllowTarget = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
 ) -> None:
     """Draw pictures from captions."""
     from t2i_ray.cli.commands import draw
+    from t2i_ray.config import allow
 
-    draw(model, captions or [], file, output, count, seed, between, storage, endpoint)
+    allow(allow_target or [])
+    draw(model, captions or [], file, output, count, seed, between, force, storage, endpoint)
 
 
 @app.command()
@@ -155,12 +170,15 @@ def evaluate(
     run: Annotated[str, typer.Argument(help="A run's name.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     count: Annotated[int, typer.Option(min=2, help="How many pictures to generate.")] = 1000,
+    allow_target: AllowTarget = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
 ) -> None:
     """Measure how well a run's pictures keep what their captions promise."""
     from t2i_ray.cli.commands import measure
+    from t2i_ray.config import allow
 
+    allow(allow_target or [])
     measure(run, split, count, storage, endpoint)
 
 

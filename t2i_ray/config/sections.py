@@ -7,11 +7,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from t2i_ray.config.data import Data
-from t2i_ray.config.encoders import BiGRU, EncoderConfig
-from t2i_ray.config.fields import Section, identity, operational
-
-#: A class by its module and name.
-CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+from t2i_ray.config.encoders import EncoderConfig, Recurrent
+from t2i_ray.config.fields import CLASS, Section, identity, operational
 
 
 class Model(Section):
@@ -211,7 +208,7 @@ class Config(Section):
     )
     seed: int = identity(0, doc="Seed of everything random in training.", ge=0, lt=2**31)
     data: Data = Data()
-    encoder: EncoderConfig = BiGRU()
+    encoder: EncoderConfig = Recurrent()
     model: Model = Model()
     optim: Optim = Optim()
     train: Train
