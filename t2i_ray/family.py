@@ -151,10 +151,14 @@ class Family(ABC):
     def _average(self, step: int) -> None:
         """EMA of generator and encoder; its first steps are shorter, to forget the start."""
         decay = min(self.model.ema, (1 + step) / (10 + step))
-        pairs = [(self.generator_ema, self.generator), (self.encoder_ema, self.encoder)]
-        ema = [p.detach() for average, _ in pairs for p in average.parameters()]
-        now = [p.detach() for _, network in pairs for p in network.parameters()]
-        torch._foreach_lerp_(ema, now, 1 - decay)
+        networks = [(self.generator_ema, self.generator), (self.encoder_ema, self.encoder)]
+        pairs = [
+            (average.detach(), parameter.detach())
+            for averaged, network in networks
+            for average, parameter in zip(averaged.parameters(), network.parameters(), strict=True)
+            if parameter.requires_grad  # others stay as they were copied
+        ]
+        torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
 
     def _place(self, piece: Piece) -> Piece:
         """The piece on our device; floating-point rows and pictures in our arithmetic."""

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from t2i_ray.checkpoint import Checkpoint
-from t2i_ray.config import Config, UserError, parse_config
+from t2i_ray.config import Config, UserError, parse_config, require_allowed
 from t2i_ray.data import counter_rng
-from t2i_ray.encoders import Encoder, load_encoder
+from t2i_ray.encoders import Encoder, load_encoder, refusal, unknown_words
 from t2i_ray.families import family_of
 from t2i_ray.models import reserve_statistics
 
@@ -52,9 +52,16 @@ class Pipeline:
     def from_parts(
         cls, tensors: Mapping[str, dict[str, Tensor]], documents: Mapping[str, Any]
     ) -> Pipeline:
-        """From the tensors and JSON documents that a checkpoint holds."""
+        """From the tensors and JSON documents that a checkpoint holds.
+
+        Raises:
+            UserError: they name a class that the user has not allowed, or the encoder's
+                pretrained model is not to be had.
+        """
+        require_allowed(documents["config"])
         config = parse_config(documents["config"])
-        encoder = load_encoder(documents["encoder"])
+        target = getattr(config.encoder, "target", None)
+        encoder = load_encoder(documents["encoder"], target, config.storage)
         encoder.module.load_state_dict(float32(tensors["encoder_ema"]))
         generator = family_of(config).make_generator(config, encoder.dim)
         reserve_statistics(generator)
@@ -84,6 +91,10 @@ class Pipeline:
             {part: load_file(folder / f"{part}.safetensors") for part in MODEL_TENSORS},
             {part: json.loads((folder / f"{part}.json").read_bytes()) for part in MODEL_DOCUMENTS},
         )
+
+    def check(self, caption: str) -> tuple[list[str], str | None]:
+        """Words of a caption that the encoder does not know, and why to refuse it, if at all."""
+        return unknown_words(self._encoder, caption)[0], refusal(self._encoder, caption)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Captions to codes [n, dim]."""

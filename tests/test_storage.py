@@ -187,6 +187,16 @@ def test_a_large_file_arrives_and_is_fetched_whole(
         store.fetch("absent", "0" * 64)
 
 
+def test_without_a_sum_it_is_whatever_is_there_now(store: Store) -> None:
+    for content in (b"first", b"other", b"third and longer", b"first"):
+        store.write("a/file", content)
+        path = store.fetch("a/file")
+        assert path.read_bytes() == content
+        assert store.fetch("a/file") == path
+    with pytest.raises(MissingKey, match="absent"):
+        store.fetch("absent")
+
+
 @pytest.mark.parametrize("key", ["", "/a", "a/", "../a", "a/../b", "a/./b", "a//b", "a\\b", "a\0"])
 def test_malformed_keys(store: Store, key: str) -> None:
     for call in (store.read, store.exists, lambda key: store.write(key, b"")):

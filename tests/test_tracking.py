@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from t2i_ray import tracking
-from t2i_ray.config import BiGRU, Config, Storage, UserError, flatten, parse_config
+from t2i_ray.config import Config, Recurrent, Storage, UserError, flatten, parse_config
 from t2i_ray.encoders import build_encoder
 from t2i_ray.generate import Pipeline
 from t2i_ray.models import Generator, reserve_statistics
@@ -679,7 +679,7 @@ def model_folder(folder: Path) -> Path:
         model={"g_channels": [8, 4], "d_channels": [4, 8], "noise_dim": 5, "text_dim": 6},
     )
     torch.manual_seed(0)
-    assert isinstance(config.encoder, BiGRU)
+    assert isinstance(config.encoder, Recurrent)
     encoder = build_encoder(config.encoder, ["a red flower", "a blue flower"])
     model = config.model
     generator = Generator(model.noise_dim, encoder.dim, model.text_dim, model.g_channels)

@@ -123,6 +123,7 @@ def test_every_family_trains_and_draws(
 ) -> None:
     """The last one is a user's own, in examples/."""
     monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("T2I_RAY_TARGETS", family)
     name = family.partition(":")[0]
     options = [f"model.family={family}", "train.steps=20", "tracking.enabled=false"]
     runner.train_without_ray(

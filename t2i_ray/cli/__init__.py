@@ -30,6 +30,12 @@ Endpoint = Annotated[
     str | None,
     typer.Option(envvar="AWS_ENDPOINT_URL", help="URL of an S3 server other than AWS."),
 ]
+AllowTarget = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A class, module:Class, that may be imported although only a stored config names it."
+    ),
+]
 HOME = "~/t2i_ray"
 
 
@@ -86,6 +92,7 @@ def tune(
     resume: Annotated[
         str | None, typer.Option(help="The name of a sweep to go on with, instead of its file.")
     ] = None,
+    allow_target: AllowTarget = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
 ) -> None:
@@ -94,7 +101,9 @@ def tune(
     --storage and --endpoint say where --resume looks; a file says that itself.
     """
     from t2i_ray.cli.commands import start_sweep
+    from t2i_ray.config import allow
 
+    allow(allow_target or [])
     raise typer.Exit(start_sweep(sweep, overrides or [], resume, storage, endpoint))
 
 
@@ -143,13 +152,19 @@ def generate(
         str | None,
         typer.Option(help="A strip from one to the other: captions (two of them) or noise."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Draw captions of which the model can read nothing.")
+    ] = False,
+    allow_target: AllowTarget = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
 ) -> None:
     """Draw pictures from captions."""
     from t2i_ray.cli.commands import draw
+    from t2i_ray.config import allow
 
-    draw(model, captions or [], file, output, count, seed, between, storage, endpoint)
+    allow(allow_target or [])
+    draw(model, captions or [], file, output, count, seed, between, force, storage, endpoint)
 
 
 @app.command()
@@ -176,12 +191,15 @@ def evaluate(
         int | None,
         typer.Option(min=0, help="Resamples behind an interval; 0: no intervals. None: 200."),
     ] = None,
+    allow_target: AllowTarget = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
 ) -> None:
     """Measure a run's pictures: whether they show what captions say, and are like real ones."""
     from t2i_ray.cli.commands import measure
+    from t2i_ray.config import allow
 
+    allow(allow_target or [])
     measure(run, split, count, seed, measures, inception, features, resamples, storage, endpoint)
 
 

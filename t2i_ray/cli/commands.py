@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from t2i_ray.config import Data, Storage, UserError, validate
+from t2i_ray.config import Data, Storage, UserError, require_allowed, validate
 from t2i_ray.runs import RunRecord, is_lost, list_runs, read_progress, read_run
 from t2i_ray.storage import Store, check_writable, open_store
 
@@ -46,6 +47,7 @@ def start_sweep(
     if resume:
         changes = [*([file] if file else []), *overrides]
         document = sweeps.stored(opened(storage, endpoint), resume)
+        require_allowed(document)
         loaded = parse_sweep(with_overrides(document, changes))
     elif file:
         loaded = load_sweep(file, overrides)
@@ -158,6 +160,7 @@ def draw(
     count: int,
     seed: int,
     between: str | None,
+    force: bool,
     storage: str,
     endpoint: str | None,
 ) -> None:
@@ -179,6 +182,7 @@ def draw(
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}")
     pipeline = load_model(model, storage, endpoint)
+    _check_readable(pipeline, captions, force)
     if between:
         png = _strip(pipeline, captions, count, seed, between)
     else:
@@ -187,6 +191,28 @@ def draw(
         png = report.sample_grid(pipeline.images(repeated, seeds), captions)
     output.write_bytes(png)
     print(output)
+
+
+def _check_readable(pipeline: Pipeline, captions: list[str], force: bool) -> None:
+    """Warn of words that a model can't read.
+
+    Raises:
+        UserError: it can read nothing of a caption, which is not to be drawn by force.
+    """
+    refused = []
+    for caption in dict.fromkeys(captions):
+        unknown, refusal = pipeline.check(caption)
+        if refusal and not force:
+            refused.append(f"caption {caption!r}: {refusal}")
+        elif unknown:
+            words = ", ".join(dict.fromkeys(unknown))
+            what = f"{len(unknown)} unknown to this model's text encoder: {words}"
+            print(f"warning: caption {caption!r}: {what}", file=sys.stderr)
+    if refused:
+        more = f" (and {len(refused) - 1} more captions like it)" if len(refused) > 1 else ""
+        raise UserError(
+            f"{refused[0]}{more}; the picture would not show it: use other words, or --force"
+        )
 
 
 def _strip(pipeline: Pipeline, captions: list[str], count: int, seed: int, between: str) -> bytes:

@@ -159,17 +159,27 @@ def repeated(rows: Sequence[Row]) -> list[Trial]:
 
 def _encoder_names(runs: Sequence[PastRun]) -> list[str]:
     """Of each run: its model's last name, the whole one where two share the last; or its kind."""
-    models = {run.params["encoder.model"] for run in runs if "encoder.model" in run.params}
+    models = {model for run in runs if (model := _encoder_param(run, "model"))}
     last = [model.rstrip("/").rpartition("/")[2] for model in models]
     names = []
     for run in runs:
-        model = run.params.get("encoder.model")
-        if model is None:
-            names.append(run.params.get("encoder.kind", "unknown"))
-            continue
-        short = model.rstrip("/").rpartition("/")[2]
-        names.append(short if last.count(short) == 1 else model)
+        name = _encoder_param(run, "kind") or "unknown"
+        usual = "tuned"
+        if target := _encoder_param(run, "target"):  # a class of the user's
+            name = target.rpartition(":")[2]
+        elif model := _encoder_param(run, "model"):
+            short = model.rstrip("/").rpartition("/")[2]
+            name, usual = short if last.count(short) == 1 else model, "frozen"
+        marks = ["pretrained"] if _encoder_param(run, "init_sha256") else []
+        train = _encoder_param(run, "train") or usual
+        names.append(" ".join([name, *marks, *([train] if train != usual else [])]))
     return names
+
+
+def _encoder_param(run: PastRun, name: str) -> str | None:
+    """A field of the section, or None where it has none or none of this name."""
+    value = run.params.get(f"encoder.{name}")
+    return None if value == "null" else value
 
 
 def _differing(runs: Sequence[PastRun], encoders: Sequence[str]) -> list[str]:

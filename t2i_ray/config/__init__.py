@@ -1,7 +1,8 @@
 """What a run is: typed sections, one YAML per run, dotted overrides, and the run's identity."""
 
+from t2i_ray.config.classes import TARGETS, allow, classes_in, import_class, require_allowed
 from t2i_ray.config.data import Data
-from t2i_ray.config.encoders import BiGRU, EncoderConfig, HuggingFace
+from t2i_ray.config.encoders import CharCnnRnn, Custom, EncoderConfig, HuggingFace, Recurrent
 from t2i_ray.config.fields import Section
 from t2i_ray.config.identity import flatten, identity_hash, identity_of, operational_names
 from t2i_ray.config.measures import (
@@ -48,11 +49,13 @@ __all__ = [
     "KINDS",
     "RANKED",
     "READER",
+    "TARGETS",
     "WHILE_TRAINING",
-    "BiGRU",
+    "CharCnnRnn",
     "Coco",
     "Config",
     "Cub200",
+    "Custom",
     "Data",
     "Dimension",
     "Emoji",
@@ -65,6 +68,7 @@ __all__ = [
     "Oxford102",
     "Parquet",
     "Pbt",
+    "Recurrent",
     "Search",
     "Section",
     "Source",
@@ -74,9 +78,12 @@ __all__ = [
     "Tracking",
     "UserError",
     "WebDataset",
+    "allow",
+    "classes_in",
     "flatten",
     "identity_hash",
     "identity_of",
+    "import_class",
     "json_schema",
     "larger_is_better",
     "load_config",
@@ -86,6 +93,7 @@ __all__ = [
     "parse_config",
     "parse_sweep",
     "read_yaml",
+    "require_allowed",
     "sweep_schema",
     "validate",
     "with_overrides",

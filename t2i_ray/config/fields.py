@@ -10,6 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+#: A class by its module and name.
+CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+
 
 def identity(default: Any = ..., *, doc: str, **constraints: Any) -> Any:
     """A field on which the run's curve depends."""

@@ -7,12 +7,9 @@ from typing import Literal
 from pydantic import model_validator
 
 from t2i_ray.config.data import Data
-from t2i_ray.config.encoders import BiGRU, EncoderConfig
-from t2i_ray.config.fields import Section, identity, operational
+from t2i_ray.config.encoders import EncoderConfig, Recurrent
+from t2i_ray.config.fields import CLASS, Section, identity, operational
 from t2i_ray.config.measures import WHILE_TRAINING, TrainingGroup
-
-#: A class by its module and name.
-CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 
 
 class Model(Section):
@@ -220,7 +217,7 @@ class Config(Section):
     )
     seed: int = identity(0, doc="Seed of everything random in training.", ge=0, lt=2**31)
     data: Data = Data()
-    encoder: EncoderConfig = BiGRU()
+    encoder: EncoderConfig = Recurrent()
     model: Model = Model()
     optim: Optim = Optim()
     train: Train

@@ -40,23 +40,32 @@ class Pretrained:
                     encoded[name][i] = [one.get(name, 0)]
         return dict(encoded)
 
+    def unknown(self, caption: str) -> list[str]:
+        """Words of which the tokenizer makes its unknown token; byte-level ones know all."""
+        unknown = self.tokenizer.unk_token_id
+        words = caption.split()
+        ids = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+        return [word for word, of_word in zip(words, ids, strict=True) if unknown in of_word]
+
     @torch.inference_mode()
     def embed(self, encoded: dict[str, list[list[int]]]) -> np.ndarray:
-        """One batch, float32 [b, dim].
-
-        Bidirectional models: mean of the states of all attended tokens, special ones included,
-        as sentence-transformers trains them. Causal ones: the last attended token's state, the
-        only one that has seen the whole caption.
-        """
+        """One batch, float32 [b, dim]."""
         padded = self.tokenizer.pad(encoded, return_tensors="pt").to(self.model.device)
         states = self.model(**padded).last_hidden_state  # [b, l, dim]
-        mask: Tensor = padded["attention_mask"]  # [b, l]
-        if self.is_causal:
-            pooled = states[torch.arange(len(mask)), mask.sum(1) - 1]
-        else:
-            pooled = (states * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
-        embedding: np.ndarray = pooled.cpu().numpy()
+        embedding: np.ndarray = pool(states, padded["attention_mask"], self.is_causal).cpu().numpy()
         return embedding
+
+
+def pool(states: Tensor, mask: Tensor, is_causal: bool) -> Tensor:
+    """A model's states [b, l, dim] and which tokens are attended [b, l] -> [b, dim].
+
+    Bidirectional models: mean of the states of all attended tokens, special ones included,
+    as sentence-transformers trains them. Causal ones: the last attended token's state, the
+    only one that has seen the whole caption.
+    """
+    if is_causal:
+        return states[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+    return (states * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
 
 
 def read_config(folder: Path, name: str) -> Any:
@@ -68,7 +77,7 @@ def read_config(folder: Path, name: str) -> Any:
 
 
 def load_pretrained(folder: Path, name: str) -> Pretrained:
-    """The model in a folder, frozen, on the GPU if there is one. Raises UserError."""
+    """The model in a folder, frozen, in evaluation mode. Raises UserError."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # Loading draws random numbers; a run whose embeddings are cached must draw the same.
@@ -89,17 +98,27 @@ def load_pretrained(folder: Path, name: str) -> Pretrained:
             f"({len(absent) + len(report['mismatched_keys'])} tensors, such as "
             f"{(absent or ['of another shape'])[0]}); choose another, or save it again"
         )
+    with torch.no_grad():
+        for key in report["missing_keys"]:  # a pooler's, which is not used: no random numbers
+            model.get_parameter(key).zero_()
+    _prepare(tokenizer, name)
+    model = encoding_part(model).requires_grad_(False).eval()
+    return Pretrained(tokenizer, model, _is_causal(model))
+
+
+def _prepare(tokenizer: Any, name: str) -> None:
+    """Have a tokenizer pad at the end. Raises UserError if it has nothing to pad with."""
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:  # GPT-2 has none, but an end token
         raise UserError(f"encoder.model={name}: its tokenizer has no padding token; give it one")
     # Masked, padding at the end changes nothing: causal models never see it, absolute positions
     # (GPT-2) count from the caption's start, and relative ones (XLNet) don't mind the side.
     tokenizer.padding_side = "right"
-    if model.config.is_encoder_decoder:
-        model = model.get_encoder()  # T5
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.requires_grad_(False).eval().to(device)
-    return Pretrained(tokenizer, model, _is_causal(model))
+
+
+def encoding_part(model: Any) -> Any:
+    """The model, or, of T5 and its like, what reads."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 @torch.inference_mode()

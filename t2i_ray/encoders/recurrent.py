@@ -10,11 +10,17 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from t2i_ray.config import BiGRU
+from t2i_ray.config import Recurrent
 from t2i_ray.encoders.interface import Encoder
 
 PADDING, UNKNOWN = 0, 1
-KINDS: dict[str, tuple[type[nn.RNNBase], int]] = {"bigru": (nn.GRU, 2)}  # cell and directions
+KINDS: dict[str, tuple[type[nn.RNNBase], int]] = {  # cell and directions
+    "rnn": (nn.RNN, 1),  # Elman 1990, with tanh
+    "gru": (nn.GRU, 1),  # Cho et al. 2014
+    "bigru": (nn.GRU, 2),
+    "lstm": (nn.LSTM, 1),  # Hochreiter and Schmidhuber 1997
+    "bilstm": (nn.LSTM, 2),  # Schuster and Paliwal 1997: both directions
+}
 
 
 class RecurrentEncoder(Encoder):
@@ -36,7 +42,7 @@ class RecurrentEncoder(Encoder):
         )
 
     @classmethod
-    def build(cls, config: BiGRU, captions: Sequence[str]) -> RecurrentEncoder:
+    def build(cls, config: Recurrent, captions: Sequence[str]) -> RecurrentEncoder:
         """A new encoder with the vocabulary of these captions."""
         tokenizer = train_tokenizer(captions, config.vocabulary, config.max_tokens)
         return cls(config.kind, tokenizer, config.embedding_dim, config.hidden_dim, config.dim)
@@ -56,6 +62,20 @@ class RecurrentEncoder(Encoder):
         """See Encoder."""
         return {"kind": self._kind, "tokenizer": self._tokenizer.to_str(), **self._sizes}
 
+    def cut(self, length: int) -> None:
+        """See Encoder."""
+        _cut(self._tokenizer, length)
+
+    def words(self, caption: str) -> list[str]:
+        """The caption's lower-case words and runs of punctuation."""
+        normal = self._tokenizer.normalizer.normalize_str(caption)
+        return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+
+    def unreadable(self, caption: str) -> list[str]:
+        """Its words that are not in the vocabulary."""
+        known = self._tokenizer.token_to_id
+        return [word for word in self.words(caption) if known(word) is None]
+
 
 def train_tokenizer(captions: Sequence[str], vocabulary: int, max_tokens: int) -> Tokenizer:
     """A word-level tokenizer of the most frequent words; ties go by the alphabet.
@@ -71,9 +91,13 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int, max_tokens: int) -
         vocab_size=vocabulary + len(specials), special_tokens=specials, show_progress=False
     )
     tokenizer.train_from_iterator(captions, trainer)
+    _cut(tokenizer, max_tokens)
+    return tokenizer
+
+
+def _cut(tokenizer: Tokenizer, max_tokens: int) -> None:
     tokenizer.enable_truncation(max_tokens)
     tokenizer.enable_padding(length=max_tokens, pad_id=PADDING, pad_token="[PAD]")
-    return tokenizer
 
 
 class RecurrentModule(nn.Module):

@@ -6,7 +6,13 @@ on a wish to stop, and writes down how the run ended.
 
 from t2i_ray.launch.attempt import Attempt, begin
 from t2i_ray.launch.cluster import connect, worker_environment
-from t2i_ray.launch.driver import make_shared_once, prepare_data, train, with_absolute_paths
+from t2i_ray.launch.driver import (
+    make_shared_once,
+    prepare_data,
+    train,
+    with_absolute_paths,
+    with_pinned_encoder,
+)
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
 
@@ -22,5 +28,6 @@ __all__ = [
     "sync",
     "train",
     "with_absolute_paths",
+    "with_pinned_encoder",
     "worker_environment",
 ]

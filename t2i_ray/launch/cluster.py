@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from t2i_ray.config import Config, UserError
+from t2i_ray.config import TARGETS, Config, UserError, classes_in
 from t2i_ray.storage import LocalStore, Store
 
 # Ray's own defaults, made quieter and quicker; what the user has set stays.
@@ -104,6 +104,9 @@ def worker_environment(config: Config) -> dict[str, str]:
     if config.storage.endpoint:
         variables["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
         variables["AWS_RESPONSE_CHECKSUM_VALIDATION"] = "when_required"
+    # What the run's own config names may be imported too when its checkpoints are drawn from.
+    if classes := [name for _, name in classes_in(config.model_dump(mode="json"))]:
+        variables[TARGETS] = " ".join(classes)
     return variables
 
 

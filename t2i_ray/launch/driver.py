@@ -25,7 +25,7 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
     Raises:
         UserError: something to mend before any worker starts.
     """
-    config = with_absolute_paths(config)
+    config = with_pinned_encoder(with_absolute_paths(config))
     store = open_store(config.storage)
     check_writable(store)
     tracking.resolve(config)
@@ -66,8 +66,9 @@ def with_absolute_paths(config: Config) -> Config:
     document["storage"]["uri"] = open_store(config.storage).uri
     source, encoder = document["data"]["source"], document["encoder"]
     places = [(source, "path"), (source, "font")]
-    if encoder["kind"] == "huggingface" and Path(encoder["model"]).expanduser().exists():
+    if encoder.get("model") and Path(encoder["model"]).expanduser().exists():
         places.append((encoder, "model"))
+    places.append((encoder, "init_from"))
     for section, key in places:
         value = section.get(key)
         if not value or "://" in value:
@@ -77,6 +78,21 @@ def with_absolute_paths(config: Config) -> Config:
             raise UserError(f"{key}={value}: a relative path in a Ray job; give an absolute one")
         section[key] = str(path.resolve())
     return parse_config(document)
+
+
+def with_pinned_encoder(config: Config) -> Config:
+    """The config with the sha256 of a pretrained encoder: its content, not its place, counts.
+
+    Raises:
+        UserError: there is none, or not the one that the config names.
+    """
+    encoder = config.encoder
+    if not encoder.init_from:
+        return config
+    from t2i_ray.encoders.saved import pin
+
+    pinned = encoder.model_copy(update={"init_sha256": pin(encoder, config.storage)})
+    return config.model_copy(update={"encoder": pinned})
 
 
 def prepare_data(config: Config, store: Store) -> str:
@@ -91,10 +107,11 @@ def prepare_data(config: Config, store: Store) -> str:
 def make_shared_once(config: Config, data: str) -> dict[str, Any] | None:
     """Make what all runs on this data share, on the cluster, before the workers start.
 
-    Returns a frozen encoder's description, by which workers do without the model itself.
+    Whatever an encoder takes besides captions is looked for there as well.
+
+    Returns a frozen model's description, by which workers do without the model itself.
     """
-    frozen = config.encoder.kind == "huggingface"
-    if not frozen and not config.evaluation.every:
+    if not config.encoder.outside and not config.evaluation.every:
         return None
     task = ray.remote(num_cpus=1, num_gpus=1 if config.cluster.gpu else 0)(make_shared)
     description: dict[str, Any] | None = result(task.remote(config.model_dump(mode="json"), data))
@@ -111,10 +128,13 @@ def make_shared(document: dict[str, Any], data: str) -> dict[str, Any] | None:
 
         evaluate.check_libraries(config.evaluation.measures)
         evaluate.ensure_reader(store, prepared, config.data)
-    if config.encoder.kind != "huggingface":
+    if not config.encoder.outside:
         return None
     from t2i_ray.encoders import build_encoder, caption_rows
 
-    encoder = build_encoder(config.encoder, [])
+    encoder = build_encoder(config.encoder, prepared.captions, config.storage)
+    if encoder.trainable:
+        return None
     caption_rows(encoder, prepared.captions, store)
-    return encoder.describe()
+    # One with weights of its own is made by each worker, from where they are.
+    return None if encoder.module.state_dict() else encoder.describe()

@@ -66,10 +66,11 @@ class Store(ABC):
         """Put a file's content under a key: whole, or not at all."""
 
     @abstractmethod
-    def fetch(self, key: str, sha256: str) -> Path:
+    def fetch(self, key: str, sha256: str | None = None) -> Path:
         """A local file with this content, to be mapped and not changed. Raises MissingKey.
 
         A local store gives its own file; S3 a copy in this node's cache, verified by its sum.
+        Without a sum it is whatever is there now, cached as long as the server says it is that.
         """
 
     @abstractmethod

@@ -55,7 +55,7 @@ class LocalStore(Store):
         with path.open("rb") as source:
             self._place(key, lambda file: shutil.copyfileobj(source, file, 1 << 20))
 
-    def fetch(self, key: str, sha256: str) -> Path:  # noqa: ARG002 - S3 needs it
+    def fetch(self, key: str, sha256: str | None = None) -> Path:  # noqa: ARG002 - for S3
         """See Store."""
         if not self.exists(key):
             raise MissingKey(f"{self.uri}/{key}")

@@ -10,7 +10,13 @@ from typing import Any
 from t2i_ray import tracking
 from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
-from t2i_ray.launch import StopOnSignal, connect, sync, with_absolute_paths
+from t2i_ray.launch import (
+    StopOnSignal,
+    connect,
+    sync,
+    with_absolute_paths,
+    with_pinned_encoder,
+)
 from t2i_ray.runs import STOPPED, Status, now, read_run, write_run
 from t2i_ray.storage import Store, check_writable, open_store
 from t2i_ray.sweep.answer import Answer, collect, winners
@@ -28,7 +34,8 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     Raises:
         UserError: something to mend before any trial starts.
     """
-    sweep = sweep.model_copy(update={"run": with_absolute_paths(sweep.run)})
+    run = with_pinned_encoder(with_absolute_paths(sweep.run))
+    sweep = sweep.model_copy(update={"run": run})
     store = open_store(sweep.run.storage)
     check_writable(store)
     tracking.resolve(sweep.run)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from t2i_ray.config import Config, Sweep, UserError, names_while_training
 from t2i_ray.data import open_prepared
-from t2i_ray.launch import make_shared_once, prepare_data, worker_environment
+from t2i_ray.launch import (
+    make_shared_once,
+    prepare_data,
+    with_pinned_encoder,
+    worker_environment,
+)
 from t2i_ray.storage import Store
 from t2i_ray.sweep.space import Trial, config_of, setting
 
@@ -58,10 +63,11 @@ class Tasks:
         keys = [k for k in space if k.split(".")[0] in ("data", "encoder") and space[k].labelled()]
         for labels in itertools.product(*(space[key].labelled() for key in keys)):
             point = setting({key: space[key] for key in keys}, dict(zip(keys, labels, strict=True)))
-            self._shared(config_of(self._sweep, point.values))
+            self._shared(self._settled(config_of(self._sweep, point.values)))
 
     def __call__(self, trial: Trial, **more: Any) -> Task:
         """The task of a trial; ``more`` goes with it."""
+        trial = replace(trial, config=self._settled(trial.config))
         data, encoder = self._shared(trial.config)
         confirm = self._sweep.search.confirm
         return Task(
@@ -93,7 +99,7 @@ class Tasks:
 
     def summary(self) -> str:
         """How often captions were embedded."""
-        frozen = [key for key, value in self._made.items() if "embedded" in key and value]
+        frozen = [key for key in self._made if key.startswith('{"embedded"')]
         if not frozen:
             return "no frozen encoder"
         new = len(self._embeddings() - self._embedded_before)
@@ -105,13 +111,19 @@ class Tasks:
     def _embeddings(self) -> set[str]:
         return {key for key in self._store.list("embeddings") if key.endswith("manifest.json")}
 
+    def _settled(self, config: Config) -> Config:
+        """With the content of a pretrained encoder, which is read once, pinned."""
+        encoder = config.encoder.model_dump(mode="json")
+        pinned = self._once({"pinned": encoder}, lambda: with_pinned_encoder(config).encoder)
+        return config.model_copy(update={"encoder": pinned})
+
     def _shared(self, config: Config) -> tuple[str, dict[str, Any] | None]:
         of_data = config.data.model_dump(mode="json")
         data = self._once(of_data, lambda: self._prepared(config))
-        frozen = config.encoder.kind == "huggingface"
-        encoder = config.encoder.model_dump(mode="json") if frozen else None
+        section = config.encoder
+        encoder = section.model_dump(mode="json") if section.outside else None
         description = self._once(
-            {"embedded" if frozen else "shared": [data, encoder]},
+            {"embedded" if section.frozen else "shared": [data, encoder]},
             lambda: self._made_shared(config, data),
         )
         return data, description

@@ -14,7 +14,7 @@ from t2i_ray import report
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config
 from t2i_ray.data import Prepared
-from t2i_ray.encoders import Encoder
+from t2i_ray.encoders import Encoder, to_document
 from t2i_ray.family import Family
 from t2i_ray.generate import to_uint8
 from t2i_ray.runs import run_store
@@ -231,7 +231,7 @@ class Chief(Bystander):
                     "about": self._job.about["tags"],
                 },
                 "config": self._config.model_dump(mode="json"),
-                "encoder": self._encoder.describe(),
+                "encoder": to_document(self._encoder),
                 "tracking": self._tracker.snapshot(step),
             },
             score=self.measured.get(self._config.checkpoint.best or ""),

@@ -13,7 +13,7 @@ import torch
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config, parse_config
 from t2i_ray.data import Prepared, open_prepared
-from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder
+from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder, scripts_of
 from t2i_ray.families import family_of
 from t2i_ray.family import Family
 from t2i_ray.runs import DIVERGED, Status, run_store
@@ -29,7 +29,7 @@ class Job:
 
     config: dict[str, Any]
     data: str  # prefix of the prepared data
-    encoder: dict[str, Any] | None  # a frozen one's description; None: made from the config
+    encoder: dict[str, Any] | None  # one without weights; None: made from the config
     about: dict[str, Any]  # what MLflow is told of this attempt
     quiet: bool = False  # no progress lines: one of many
     until: int | None = None  # go no further than this step; the run is not over there
@@ -135,13 +135,23 @@ def _agreed_checkpoint(checkpoints: Checkpoints, worker: Worker) -> Checkpoint |
 def _encoder(
     config: Config, prepared: Prepared, checkpoint: Checkpoint | None, job: Job
 ) -> Encoder:
-    """As the checkpoint has it, or the driver, or, if it is to be trained, a new one."""
-    if description := checkpoint.documents["encoder"] if checkpoint else job.encoder:
-        return load_encoder(description)
-    captions = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # the first weights are the same on every rank
-        return build_encoder(config.encoder, [prepared.captions[i] for i in captions])
+    """As the checkpoint has it, or the driver, or a new one."""
+    target = getattr(config.encoder, "target", None)
+    if checkpoint:
+        encoder = load_encoder(checkpoint.documents["encoder"], target, config.storage)
+        if not encoder.trainable:  # it may have to compute rows
+            encoder.module.load_state_dict(checkpoint.tensors["encoder"])
+        return encoder
+    ids = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
+    captions = [prepared.captions[i] for i in ids]
+    if job.encoder:
+        encoder = load_encoder(job.encoder, target, config.storage)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # the first weights are the same on every rank
+            encoder = build_encoder(config.encoder, captions, config.storage)
+    encoder.scripts = scripts_of(captions)
+    return encoder
 
 
 def _weights(job: Job, store: Store, own: Checkpoint | None) -> Checkpoint | None:

@@ -1,0 +1,115 @@
+"""Pretrained encoders: a folder with encoder.json and encoder.safetensors, and runs from it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from t2i_ray.config import CharCnnRnn, Custom, EncoderConfig, HuggingFace, Storage, UserError
+from t2i_ray.encoders.frozen import FrozenEncoder
+from t2i_ray.encoders.interface import Encoder
+from t2i_ray.encoders.load import from_document, to_document
+from t2i_ray.encoders.places import hash_files, local_folder
+from t2i_ray.storage import LocalStore, Store
+
+FILES = ("encoder.json", "encoder.safetensors")
+
+
+def save_pretrained_encoder(encoder: Encoder, place: Store | Path) -> None:
+    """Write a trained encoder, with its module's present weights, for ``encoder.init_from``.
+
+    Raises:
+        ValueError: it is a frozen one.
+        StorageError: the place can't be written to.
+    """
+    if not encoder.trainable:
+        raise ValueError("a frozen encoder has nothing that was trained; save the one within")
+    store = LocalStore(place.absolute()) if isinstance(place, Path) else place
+    tensors = {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in encoder.module.state_dict().items()
+    }
+    document = json.dumps(to_document(encoder), indent=1, ensure_ascii=False) + "\n"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "encoder.safetensors"
+        save_file(tensors, path)
+        store.upload(path, "encoder.safetensors")
+    store.write("encoder.json", document.encode())
+
+
+def pin(section: EncoderConfig, storage: Storage | None = None) -> str:
+    """Sha256 of what lies at a section's ``init_from``.
+
+    Raises:
+        UserError: nothing is saved there, or it is not what ``init_sha256`` says.
+    """
+    found = hash_files(_files(str(section.init_from), storage))
+    if section.init_sha256 not in (None, found):
+        raise UserError(
+            f"encoder.init_from={section.init_from}: its sha256 is {found}, not init_sha256="
+            f"{section.init_sha256}; put back what was there, or leave init_sha256 out"
+        )
+    return found
+
+
+def start_from(section: EncoderConfig, storage: Storage | None = None) -> Encoder:
+    """The encoder of a section whose ``init_from`` is set, with the weights that are there.
+
+    Raises:
+        UserError: nothing is saved there, it is not what ``init_sha256`` says, or it does not fit
+            the section.
+    """
+    place = str(section.init_from)
+    description, weights = _files(place, storage)
+    sha256 = pin(section, storage)
+    try:
+        document = json.loads(description.read_bytes())
+        _check_fit(section, document, place)
+        encoder = from_document(document, section.target if isinstance(section, Custom) else None)
+        encoder.module.load_state_dict(load_file(weights))
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"encoder.init_from={place}: can't be read: {reason}; save it again"
+        ) from error
+    if isinstance(section, CharCnnRnn):
+        encoder.cut(section.max_characters)
+    elif not isinstance(section, Custom):
+        encoder.cut(section.max_tokens)
+    encoder.origin = sha256
+    return FrozenEncoder(encoder, filled=True) if section.frozen else encoder
+
+
+def _files(place: str, storage: Storage | None) -> tuple[Path, Path]:
+    folder = local_folder(place, FILES, "encoder.init_from", storage)
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise UserError(
+                f"encoder.init_from={place}: there is no {name}; give a folder that holds a "
+                "pretrained encoder"
+            )
+    return folder / FILES[0], folder / FILES[1]
+
+
+def _check_fit(section: EncoderConfig, description: dict[str, Any], place: str) -> None:
+    """Sizes are the folder's, and the config must tell the truth about them. Raises UserError."""
+    kind = "transformer" if isinstance(section, HuggingFace) else section.kind
+    if description["kind"] != kind:
+        raise UserError(
+            f"encoder.init_from={place}: a {description['kind']} encoder lies there, and "
+            f"encoder.kind={section.kind}; change one of the two"
+        )
+    free = {"kind", "max_tokens", "max_characters"}
+    there = {name: description[name] for name in type(section).model_fields if name in description}
+    different = [
+        f"encoder.{name}={json.dumps(value)}"
+        for name, value in there.items()
+        if name not in free and getattr(section, name) != value
+    ]
+    if different:
+        raise UserError(f"encoder.init_from={place}: of other sizes; set {' '.join(different)}")
