@@ -18,8 +18,8 @@ from t2i_ray.checkpoint import Checkpoints
 from t2i_ray.config import (
     GROUPS,
     KINDS,
-    Config,
     Data,
+    Folder,
     OwnFeatures,
     SyntheticFlowers,
     UserError,
@@ -474,6 +474,18 @@ def test_each_name_has_one_direction() -> None:
         assert [other for other in KINDS.values() if larger_is_better(name) == other.larger]
 
 
+def test_the_docs_name_all_of_them() -> None:
+    docs = (Path(__file__).parent.parent / "docs/measures.md").read_text(encoding="utf8")
+    table = [line for line in docs.splitlines() if line.startswith("| `")]
+    for kind in KINDS.values():
+        letter = "k" if kind.group == "r_precision" else "m"
+        name = kind.template.format(model=f"<{letter}>", attribute="<attribute>")
+        (line,) = [line for line in table if line.startswith(f"| `{name}`")]
+        assert f"`{kind.group}`" in line
+        better = {True: "larger", False: "smaller", None: "neither"}[kind.larger]
+        assert f"| {better}" in line
+
+
 def test_names_while_training() -> None:
     assert names_while_training(["agreement", "frechet"], ["scent"]) == [
         "agreement/mean",
@@ -635,54 +647,46 @@ def _inception_tensors() -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------ the command
 
 
-@pytest.fixture(scope="module")
-def run(store: LocalStore, prepared: Prepared) -> RunRecord:
+def make_run(
+    store: LocalStore, prepared: Prepared, data: Data, name: str, matching: float = 0.0
+) -> RunRecord:
     """A run that was never trained, at its first checkpoint."""
-    config = untrained()
+    config = parse_config(
+        {
+            "name": name,
+            "data": data.model_dump(mode="json"),
+            "encoder": {"kind": "bigru", "embedding_dim": 4, "hidden_dim": 4, "dim": 8},
+            "model": {"noise_dim": 4, "text_dim": 4, "g_channels": [8, 8], "d_channels": [8, 8]},
+            "train": {"steps": 1, "batch_size": 8, "matching": matching},
+            "tracking": {"enabled": False},
+        }
+    )
+    torch.manual_seed(0)
     encoder = build_encoder(config.encoder, prepared.captions)
     gan = GanCls(config, encoder.module, encoder.dim)
-    batches = Batches(prepared, config.data, seed=0, batch_size=8, micro_batches=1)
-    pieces = []
-    for step in range(2):
-        piece = batches.piece(step, 0)
-        right, wrong = (
-            torch.from_numpy(encoder.rows([prepared.captions[i] for i in ids]))
-            for ids in (piece.right, piece.wrong)
-        )
-        pixels = torch.from_numpy(piece.images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
-        noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-        pieces.append(Piece(pixels, right, wrong, noise))
-    gan.refresh_ema_statistics(pieces)
+    piece = Batches(prepared, data, seed=0, batch_size=8, micro_batches=1).piece(0, 0)
+    right, wrong = (
+        torch.from_numpy(encoder.rows([prepared.captions[i] for i in ids]))
+        for ids in (piece.right, piece.wrong)
+    )
+    pixels = torch.from_numpy(piece.images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
+    gan.refresh_ema_statistics([Piece(pixels, right, wrong, torch.randn(8, 4))])
     documents = {
         "config": config.model_dump(mode="json"),
         "encoder": encoder.describe(),
         "tracking": {},
     }
-    checkpoints = Checkpoints(run_store(store, "run").within("checkpoints"), keep=1)
+    checkpoints = Checkpoints(run_store(store, name).within("checkpoints"), keep=1)
     checkpoints.save(1, gan.state(), documents)
     checkpoints.wait()
     return RunRecord(
-        name="run", hash="0", identity={}, data=prepared.prefix, status="FINISHED", steps=1
+        name=name, hash="0", identity={}, data=prepared.prefix, status="FINISHED", steps=1
     )
 
 
-def untrained(**evaluation: object) -> Config:
-    return parse_config(
-        {
-            "name": "run",
-            "data": DATA.model_dump(mode="json"),
-            "encoder": {"kind": "bigru", "embedding_dim": 4, "hidden_dim": 4, "dim": 8},
-            "model": {
-                "noise_dim": 4,
-                "text_dim": 4,
-                "g_channels": [8, 8],
-                "d_channels": [8, 8],
-            },
-            "train": {"steps": 1, "batch_size": 8, "matching": 1.0},
-            "tracking": {"enabled": False},
-            "evaluation": evaluation,
-        }
-    )
+@pytest.fixture(scope="module")
+def run(store: LocalStore, prepared: Prepared) -> RunRecord:
+    return make_run(store, prepared, DATA, "run", matching=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -757,6 +761,39 @@ def test_what_can_not_be_measured(
     with pytest.raises(UserError, match=says) as caught:
         evaluate_run(store, run, "test", 40, wanted=Wanted(**wanted))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_matching_has_no_matcher(store: LocalStore, prepared: Prepared) -> None:
+    plain = make_run(store, prepared, DATA, "plain")
+    assert "r_precision" not in evaluated(store, plain)
+    with pytest.raises(UserError, match=r"train.matching=0"):
+        evaluated(store, plain, groups=["r_precision"])
+
+
+def test_pictures_without_attributes(tmp_path: Path) -> None:
+    """No reader and no agreement, but whatever another network can tell."""
+    lines = []
+    for i in range(40):
+        (tmp_path / f"{i}.ppm").write_bytes(b"P6 18 18 255\n" + bytes([i * 6, 0, 99]) * 18 * 18)
+        split = ("train", "train", "val", "test")[i % 4]
+        lines.append({"image": f"{i}.ppm", "caption": f"shade {i}", "split": split})
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = Data(source=Folder(path=str(tmp_path)), image_size=16, load_size=18)
+    store = LocalStore(tmp_path / "store")
+    shades = open_prepared(store, prepare(data, store))
+    plain = make_run(store, shades, data, "shades")
+    save_file({"scale": torch.ones(3)}, tmp_path / "own.safetensors")
+    file = tmp_path / "own.yaml"
+    weights = tmp_path / "own.safetensors"
+    file.write_text(f"name: means\nweights: {weights}\ntarget: {__name__}:Means\n")
+    with pytest.raises(UserError, match=r"no attributes in this data.*or with --inception"):
+        evaluated(store, plain)
+    with pytest.raises(UserError, match="--measures agreement: no attributes"):
+        evaluated(store, plain, groups=["agreement"], features=file)
+    evaluated(store, plain, groups=["diversity", "memory"], features=file, count=10)
+    document = json.loads(store.read("runs/shades/evaluation/test.json"))
+    names = ["diversity_means", "memorised_means", "nearest_means"]
+    assert list(document["metrics"]) == [f"test/{name}" for name in names]
 
 
 def test_a_caption_that_comes_again_is_drawn_with_another_noise(

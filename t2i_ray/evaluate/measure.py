@@ -32,14 +32,12 @@ def measure(
 ) -> Measures:
     """Generate from captions of a split and measure what came out.
 
-    Captions and resamples are functions of seed, split and count; no global random state is
-    touched.
+    Captions and resamples depend on seed, split and count alone; no global state is touched.
 
     Args:
         reader: of this data and picture size; None: data has no attributes.
         prepared: the data.
-        generate: caption ids int64 [n] to uint8 pictures [n, S, S, 3]; n is at most 256. A caption
-            that comes again is drawn with another noise.
+        generate: caption ids int64 [n <= 256] to uint8 pictures [n, S, S, 3], each of a new noise.
         split: whose captions, and whose real pictures, are used.
         count: pictures to generate.
         seed: of the choice of captions, and of resamples.
@@ -47,8 +45,7 @@ def measure(
         models: in whose features distances are taken besides the reader's.
         matchers: that R-precision is taken with.
         data: config of the data; None: the reader's.
-        resamples: behind the interval of a distance, means have five times as many; 0: no
-            intervals (agreement has Wilson's anyway).
+        resamples: behind the interval of a distance, means have five times as many; 0: none.
 
     Raises:
         UserError: the split has fewer than four pictures, or a library is missing.
