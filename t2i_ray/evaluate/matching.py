@@ -11,8 +11,9 @@ import torch
 from t2i_ray.checkpoint import Checkpoint
 from t2i_ray.config import parse_config
 from t2i_ray.data import counter_rng
-from t2i_ray.encoders import load_encoder
+from t2i_ray.encoders import Encoder, load_encoder
 from t2i_ray.evaluate.pictures import BATCH, Pictures
+from t2i_ray.families import family_of
 from t2i_ray.generate import float32
 from t2i_ray.models import Discriminator
 
@@ -73,16 +74,25 @@ class OfDiscriminator:
 
     name = "discriminator"
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        model = parse_config(checkpoint.documents["config"]).model
-        self._encoder = load_encoder(checkpoint.documents["encoder"])
-        self._encoder.module.load_state_dict(float32(checkpoint.tensors["encoder"]))
-        self._encoder.module.eval().float()
+    def __init__(self, encoder: Encoder, discriminator: Discriminator) -> None:
+        self._encoder, self._discriminator = encoder, discriminator
+
+    @classmethod
+    def find(cls, checkpoint: Checkpoint) -> OfDiscriminator | None:
+        """That of a checkpoint, with the encoder it was trained with; None: it has none."""
+        config = parse_config(checkpoint.documents["config"])
+        if "discriminator" not in checkpoint.tensors or not config.train.matching:
+            return None
+        encoder = load_encoder(checkpoint.documents["encoder"])
         with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
-            self._discriminator = Discriminator(
-                self._encoder.dim, model.text_dim, model.d_channels, matching=True
-            )
-        self._discriminator.load_state_dict(float32(checkpoint.tensors["discriminator"]))
+            others = family_of(config).make_others(config, encoder.dim)
+        discriminator = others.get("discriminator")
+        if not isinstance(discriminator, Discriminator) or discriminator.matcher is None:
+            return None
+        discriminator.load_state_dict(float32(checkpoint.tensors["discriminator"]))
+        encoder.module.load_state_dict(float32(checkpoint.tensors["encoder"]))
+        encoder.module.eval().float()
+        return cls(encoder, discriminator)
 
     @torch.inference_mode()
     def similarity(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:

@@ -150,11 +150,12 @@ class Tools:
         """What is wanted, if there is all that it needs. Raises UserError."""
         evaluation = pipeline.config.evaluation
         inception = wanted.inception or evaluation.inception
+        matcher = OfDiscriminator.find(checkpoint)
         lacking = _lacking(
             attributes=bool(prepared.attributes),
             features=bool(prepared.attributes or inception or wanted.features),
             inception=bool(inception),
-            matching=pipeline.config.train.matching > 0,
+            matching=matcher is not None,
         )
         asked = GROUPS if ALL in wanted.groups else wanted.groups
         exact = bool(wanted.groups) and ALL not in wanted.groups
@@ -177,8 +178,7 @@ class Tools:
             about[own.name] = f"weights {own.weights}" + (f" in {own.target}" if own.target else "")
         if models and "frechet" in groups:
             check_libraries(["kernel"])  # it is the same library's
-        matching = "r_precision" in groups
-        return cls(groups, models, [OfDiscriminator(checkpoint)] if matching else [], about)
+        return cls(groups, models, [matcher] if matcher else [], about)
 
     def reader(self, store: Store, prepared: Prepared, pipeline: Pipeline) -> Reader | None:
         """The reader of the data, made if need be; None if there are no attributes to read."""
@@ -209,8 +209,8 @@ def _lacking(
         lacking["inception_score"] = "give Inception's weights by --inception"
     if not matching:
         lacking["r_precision"] = (
-            "this run has train.matching=0, so its discriminator matches nothing; from Python, "
-            "give evaluate.measure a matcher"
+            "this run's discriminator has no matching head, as train.matching above 0 gives one; "
+            "from Python, give evaluate.measure a matcher"
         )
     return lacking
 
