@@ -51,7 +51,7 @@ def bare(config_path: str, data: str, overrides: list[str]) -> None:
     store = open_store(config.storage)
     prepared = open_prepared(store, data)
     torch.manual_seed(config.seed)
-    encoder = build_encoder(config.encoder, prepared.captions)
+    encoder = build_encoder(config.encoder, prepared.captions, config.storage)
     feed = Feed(config, prepared, caption_rows(encoder, prepared.captions, store), worker.device)
     gan = GanCls(config, encoder.module, encoder.dim)
     gan.distribute()

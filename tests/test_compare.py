@@ -22,6 +22,7 @@ from t2i_ray.compare import Comparison, compare, figures, log_to_parent, report_
 from t2i_ray.compare.page import text
 from t2i_ray.compare.publish import write_files
 from t2i_ray.compare.sections import left_out, sections
+from t2i_ray.compare.settings import to_trials
 from t2i_ray.compare.statistics import (
     mean,
     paired_difference,
@@ -32,6 +33,8 @@ from t2i_ray.compare.statistics import (
 from t2i_ray.compare.style import LIGHT
 from t2i_ray.config import UserError, flatten, operational_names, parse_config
 from t2i_ray.config.identity import identity_of
+from t2i_ray.tracking import PastRun
+from t2i_ray.tracking.about import param
 
 EVIL = "<script>alert(1)</script>"
 
@@ -182,6 +185,33 @@ def test_ordinary_runs_differ_by_their_params(past: Past) -> None:
     assert "Finished, but not measured: frozen, slow $x." in found.warnings
     assert found.html()
     assert "no grid" not in found.markdown()
+
+
+def test_each_encoder_has_a_name_of_its_own() -> None:
+    def name(**encoder: object) -> dict[str, str]:
+        config = parse_config({"name": "n", "train": {"steps": 1}, "encoder": encoder})
+        return {key: param(value) for key, value in flatten(config).items()}
+
+    start = {"init_from": "/x", "init_sha256": "0" * 64}
+    params = [
+        name(kind="bilstm"),
+        name(kind="gru", **start),
+        name(kind="gru", **start, train="frozen"),
+        name(kind="bert"),
+        name(kind="bert", train="tuned"),
+        name(kind="huggingface", **start),
+        name(kind="custom", target="my.file:Mine"),
+    ]
+    runs = [PastRun(str(i), str(i), "FINISHED", i, each, {}, {}) for i, each in enumerate(params)]
+    assert [trial.encoder for trial in to_trials(runs)] == [
+        "bilstm",
+        "gru pretrained",
+        "gru pretrained frozen",
+        "bert-base-uncased",
+        "bert-base-uncased tuned",
+        "huggingface pretrained frozen",
+        "Mine",
+    ]
 
 
 def test_one_run_and_none(past: Past) -> None:

@@ -148,11 +148,13 @@ class PooledTransformer(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, inputs: Sequence[str], pad_id: int, *, is_causal: bool
+        self, network: Any, inputs: Sequence[str], pad_id: int, *, is_causal: bool
     ) -> None:
         super().__init__()
         self.network, self.inputs = network, tuple(inputs)
         self.pad_id, self.is_causal = pad_id, is_causal
+        if getattr(network.config, "use_cache", False):
+            network.config.use_cache = False  # of no use but to generate text
         self.train()
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
