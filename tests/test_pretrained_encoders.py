@@ -492,12 +492,14 @@ def run_config(tmp_path: Path, name: str, encoder: dict[str, Any], **train: Any)
     )
 
 
-def run(config: Config, until: int | None = None) -> Checkpoint:
-    """Train as one worker; the newest checkpoint."""
+def run(config: Config, until: int | None = None, *, begins: bool = True) -> Checkpoint:
+    """Train as one worker, given what the driver makes at the start; the newest checkpoint."""
     store = open_store(config.storage)
     data = prepare(config.data, store)
     about = describe(config, key=config.name).to_json()
-    job = Job(config.model_dump(mode="json"), data, None, about, quiet=True, until=until)
+    document = config.model_dump(mode="json")
+    shared = make_shared(document, data) if begins else None
+    job = Job(document, data, shared, about, quiet=True, until=until)
     assert train(job, Worker()).status == ("RUNNING" if until else "FINISHED")
     place = run_store(store, config.name).within("checkpoints")
     checkpoint = Checkpoints(place, keep=1).latest()
@@ -510,6 +512,7 @@ def encoders_of_runs(folders: dict[str, Path], tmp_path: Path, mine: str) -> dic
     bert = Path(shutil.copytree(folders["bert"], tmp_path / "bert"))
     return {
         "tuned": {"kind": "bert", "model": str(bert), "train": "tuned", "max_tokens": 40},
+        "named": {"kind": "bert", "model": str(folders["bert"]), "max_tokens": 40},
         "frozen": {**WORDS.model_dump(), "init_from": str(tmp_path / "saved"), "train": "frozen"},
         "started": {**WORDS.model_dump(), "init_from": str(tmp_path / "saved")},
         "custom": {"kind": "custom", "target": f"{mine}:Letters", "options": {"dim": 4}},
@@ -517,7 +520,7 @@ def encoders_of_runs(folders: dict[str, Path], tmp_path: Path, mine: str) -> dic
     }
 
 
-@pytest.mark.parametrize("kind", ["tuned", "frozen", "started", "custom", "characters"])
+@pytest.mark.parametrize("kind", ["tuned", "named", "frozen", "started", "custom", "characters"])
 def test_a_run_goes_on_bit_for_bit_and_draws_without_what_it_began_with(
     kind: str,
     folders: dict[str, Path],
@@ -531,7 +534,7 @@ def test_a_run_goes_on_bit_for_bit_and_draws_without_what_it_began_with(
     run(broken, until=2)
     for gone in ("saved", "bert"):
         shutil.rmtree(tmp_path / gone)
-    checkpoint = run(broken)
+    checkpoint = run(broken, begins=False)
     assert checkpoint.step == unbroken.step == 4
     for part, tensors in unbroken.tensors.items():
         for name, value in tensors.items():
@@ -542,7 +545,7 @@ def test_a_run_goes_on_bit_for_bit_and_draws_without_what_it_began_with(
         for name, value in checkpoint.tensors["encoder"].items()
         if not torch.equal(value, checkpoint.tensors["encoder_ema"][name])
     ]
-    assert bool(moved) == (kind != "frozen")  # trained, with an average of its own
+    assert bool(moved) == (kind not in ("named", "frozen"))  # trained, with an average of its own
 
     folder = tmp_path / "exported"
     folder.mkdir()
