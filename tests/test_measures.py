@@ -29,7 +29,7 @@ from t2i_ray.config import (
     validate,
 )
 from t2i_ray.data import Batches, Prepared, open_prepared, prepare
-from t2i_ray.encoders import build_encoder
+from t2i_ray.encoders import build_encoder, to_document
 from t2i_ray.evaluate import (
     Features,
     Matcher,
@@ -586,9 +586,9 @@ def test_an_onnx_graph(tmp_path: Path, prepared: Prepared) -> None:
         ({"target": "os"}, "target"),
         ({"std": (0, 1, 1)}, "divide by 0"),
         ({"weights": "/nowhere/a.safetensors"}, "no such file"),
-        ({"target": "nowhere.at:All"}, "can't be made"),
-        ({"target": f"{__name__}:Needy"}, "takes no arguments"),
-        ({"target": "t2i_ray.runs:now"}, "no torch.nn.Module"),
+        ({"target": "nowhere.at:All"}, "can't be imported"),
+        ({"target": f"{__name__}:Needy"}, "take no arguments"),
+        ({"target": "t2i_ray.runs:now"}, "derives from torch.nn"),
     ],
 )
 def test_what_is_no_feature_model(changes: dict[str, object], says: str) -> None:
@@ -679,7 +679,7 @@ def make_run(
     gan.refresh_ema_statistics([Piece(pixels, right, wrong, torch.randn(8, 4))])
     documents = {
         "config": config.model_dump(mode="json"),
-        "encoder": encoder.describe(),
+        "encoder": to_document(encoder),
         "tracking": {},
     }
     checkpoints = Checkpoints(run_store(store, name).within("checkpoints"), keep=1)

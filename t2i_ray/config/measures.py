@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from t2i_ray.config.fields import Section, operational
+from t2i_ray.config.fields import CLASS, Section, operational
 
 READER, INCEPTION = "reader", "inception"
 #: What can be taken while training, all of it in the reader's features.
@@ -96,7 +96,7 @@ class OwnFeatures(Section):
         None,
         doc="package.module:Class of a torch module that is made without arguments and turns "
         "float32 [n, 3, S, S] into [n, d]; only with .safetensors.",
-        pattern=r"^[\w.]+:\w+$",
+        pattern=f"^{CLASS}$",
     )
     size: int | None = operational(
         None, doc="Pixels to which pictures are brought before, bicubic; none: as they are.", ge=1

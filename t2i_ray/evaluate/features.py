@@ -6,7 +6,6 @@ Nothing is downloaded, and no format is read that can run code.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t2i_ray.config import READER, OwnFeatures, UserError
+from t2i_ray.config import READER, OwnFeatures, UserError, import_class
 
 if TYPE_CHECKING:
     from t2i_ray.evaluate.reader import Reader
@@ -163,17 +162,14 @@ def _rows(parts: Sequence[Any], name: str) -> np.ndarray:
 
 def _make(target: str) -> nn.Module:
     """A class by its name, made without arguments; the global random state is left alone."""
-    place, _, name = target.partition(":")
+    found = import_class("target", target, nn.Module)
     try:
         with torch.random.fork_rng(devices=[]):
-            made = getattr(importlib.import_module(place), name)()
-    except Exception as error:
+            made: nn.Module = found()
+    except Exception as error:  # whatever it does
         raise UserError(
-            f"target={target}: can't be made: {_first_line(error)}; give package.module:Class, "
-            "importable here, that takes no arguments"
+            f"target={target}: can't be made: {_first_line(error)}; it must take no arguments"
         ) from None
-    if not isinstance(made, nn.Module):
-        raise UserError(f"target={target}: it is no torch.nn.Module; give one")
     return made
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from t2i_ray.checkpoint import Checkpoint
-from t2i_ray.config import parse_config
+from t2i_ray.config import parse_config, require_allowed
 from t2i_ray.data import counter_rng
 from t2i_ray.encoders import Encoder, load_encoder
 from t2i_ray.evaluate.pictures import BATCH, Pictures
@@ -80,10 +80,12 @@ class OfDiscriminator:
     @classmethod
     def find(cls, checkpoint: Checkpoint) -> OfDiscriminator | None:
         """That of a checkpoint, with the encoder it was trained with; None: it has none."""
+        require_allowed(checkpoint.documents["config"])
         config = parse_config(checkpoint.documents["config"])
         if "discriminator" not in checkpoint.tensors or not config.train.matching:
             return None
-        encoder = load_encoder(checkpoint.documents["encoder"])
+        target = getattr(config.encoder, "target", None)
+        encoder = load_encoder(checkpoint.documents["encoder"], target, config.storage)
         with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
             others = family_of(config).make_others(config, encoder.dim)
         discriminator = others.get("discriminator")
