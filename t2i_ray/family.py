@@ -1,7 +1,7 @@
 """What every family of models has in common: networks, averages, and how they are used and saved.
 
-A family says which networks there are, which learner trains which, and how one update goes
-(`gan_cls.py` is one). Pure torch: no files, no Ray.
+An objective says which networks there are, which learner trains which, and how one update goes; a
+family is one that draws (`gan_cls.py`). Pure torch: no files, no Ray.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Piece(NamedTuple):
     chance: Tensor | None = None  # [b, CHANCES] uniform in [0, 1), if pictures are augmented
 
 
-class Family(ABC):
-    """Networks, the encoder, the averages (EMA) of generator and encoder, and the optimisers.
+class Objective(ABC):
+    """Networks that learn with the encoder, their averages (EMA) and their optimisers.
 
     Args:
         config: the run; `model`, `optim`, `train` and `seed` are read.
@@ -41,48 +41,39 @@ class Family(ABC):
             require gradients. Its first weights must be the same on all workers.
         text_in: width of a code.
         device: where to compute.
+        words: how many values a row's ids have; 0: rows are finished codes.
 
     Attributes:
-        generator, encoder: as they are trained.
+        encoder: as it is trained.
         networks: all by name, those that are averaged with the suffix ``_ema`` too.
         learners: by the names under which their state is saved.
     """
 
     def __init__(
-        self, config: Config, encoder: nn.Module, text_in: int, device: str | torch.device = "cpu"
+        self,
+        config: Config,
+        encoder: nn.Module,
+        text_in: int,
+        device: str | torch.device = "cpu",
+        words: int = 0,
     ):
-        self.model, self.train = config.model, config.train
+        self.model, self.train, self.words = config.model, config.train, words
         self.device = torch.device(device)
         self.dtype = torch.float64 if self.train.precision == "float64" else torch.float32
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.generator = self.make_generator(config, text_in).to(self.device, self.dtype)
-            others = self.make_others(config, text_in)
+            made = self.make_networks(config, text_in)
+        self.networks = {name: net.to(self.device, self.dtype) for name, net in made.items()}
         self.encoder = encoder.to(self.device, self.dtype)
-        self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.encoder_ema = copy.deepcopy(self.encoder).requires_grad_(False).eval()
-        reserve_statistics(self.generator_ema)
-        self.networks: dict[str, nn.Module] = {
-            "generator": self.generator,
-            **{name: network.to(self.device, self.dtype) for name, network in others.items()},
-            "encoder": self.encoder,
-            "generator_ema": self.generator_ema,
-            "encoder_ema": self.encoder_ema,
-        }
+        self.networks |= {"encoder": self.encoder, "encoder_ema": self.encoder_ema}
         self.learners = self.make_learners(config)
 
-    # ------------------------------------------------------------------- what a family says
+    # --------------------------------------------------------------- what an objective says
 
-    @classmethod
-    def make_generator(cls, config: Config, text_in: int) -> nn.Module:
-        """The network that draws: noise [b, z], codes [b, text_in] -> pictures [b, 3, S, S]."""
-        model = config.model
-        return Generator(model.noise_dim, text_in, model.text_dim, model.g_channels)
-
-    @classmethod
-    def make_others(cls, config: Config, text_in: int) -> dict[str, nn.Module]:  # noqa: ARG003
-        """Further networks by name, such as a discriminator."""
-        return {}
+    @abstractmethod
+    def make_networks(self, config: Config, text_in: int) -> dict[str, nn.Module]:
+        """The networks beside the encoder, by name."""
 
     @abstractmethod
     def make_learners(self, config: Config) -> dict[str, Learner]:
@@ -95,6 +86,10 @@ class Family(ABC):
         Call each learner's ``backward`` once a piece, with the piece's mean loss times ``scale``,
         and then its ``update``.
         """
+
+    def measure(self, pieces: Iterable[Piece]) -> dict[str, float]:  # noqa: ARG002
+        """What it can say of pieces that it was not trained on, by the averages; names to means."""
+        return {}
 
     # ---------------------------------------------------------------------------- the step
 
@@ -123,7 +118,7 @@ class Family(ABC):
             learner.begin(step, self.train.steps)
         # DDP averages over workers, whose shares may differ: world / micro_batches for each piece
         # makes that average the mean over all pieces.
-        outcomes = self.update([self._place(piece) for piece in pieces], world / micro_batches)
+        outcomes = self.update([self.place(piece) for piece in pieces], world / micro_batches)
         self._average(step)
         return {
             name: torch.stack([outcome[name] for outcome in outcomes]).sum() / micro_batches
@@ -136,12 +131,6 @@ class Family(ABC):
             right, wrong = self.encoder(torch.cat([piece.right, piece.wrong])).chunk(2)
         return right, wrong
 
-    def draw(self, noise: Tensor, code: Tensor) -> Tensor:
-        """Noise [b, z], codes [b, text_in] -> pictures [b, 3, S, S], by the trained generator."""
-        with self.autocast():
-            images: Tensor = self.generator(noise, code)
-        return images
-
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic of networks' forwards."""
         if self.train.precision == "bfloat16":
@@ -149,9 +138,13 @@ class Family(ABC):
         return nullcontext()
 
     def _average(self, step: int) -> None:
-        """EMA of generator and encoder; its first steps are shorter, to forget the start."""
+        """EMA of what has one; its first steps are shorter, to forget the start."""
         decay = min(self.model.ema, (1 + step) / (10 + step))
-        networks = [(self.generator_ema, self.generator), (self.encoder_ema, self.encoder)]
+        networks = [
+            (averaged, self.networks[name.removesuffix("_ema")])
+            for name, averaged in self.networks.items()
+            if name.endswith("_ema")
+        ]
         pairs = [
             (average.detach(), parameter.detach())
             for averaged, network in networks
@@ -160,8 +153,8 @@ class Family(ABC):
         ]
         torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
 
-    def _place(self, piece: Piece) -> Piece:
-        """The piece on our device; floating-point rows and pictures in our arithmetic."""
+    def place(self, piece: Piece) -> Piece:
+        """A piece on our device; floating-point rows and pictures in our arithmetic."""
 
         def place(x: Tensor) -> Tensor:
             kind = self.dtype if x.is_floating_point() else x.dtype
@@ -171,27 +164,6 @@ class Family(ABC):
         chance = None if piece.chance is None else place(piece.chance)
         images = images.contiguous(memory_format=torch.channels_last)
         return Piece(images, right, wrong, noise, chance)
-
-    # ---------------------------------------------------------------------- using the result
-
-    @torch.no_grad()
-    def refresh_ema_statistics(self, pieces: Iterable[Piece]) -> None:
-        """Fix the averaged generator's BatchNorm statistics from these pieces' noise and captions.
-
-        Call it before `sample` and before `state`: averaged weights have statistics of their own.
-        """
-        placed = (self._place(piece) for piece in pieces)
-        batches = [(piece.noise, self.encoder_ema(piece.right)) for piece in placed]
-        estimate_statistics(self.generator_ema, batches)
-
-    @torch.no_grad()
-    def sample(self, noise: Tensor, rows: Tensor) -> Tensor:
-        """Noise [n, z], encoder rows [n, ...] -> pictures [n, 3, S, S] in [-1, 1], by the EMA."""
-        if rows.is_floating_point():
-            rows = rows.to(dtype=self.dtype)
-        codes = self.encoder_ema(rows.to(self.device))
-        images: Tensor = self.generator_ema(noise.to(self.device, self.dtype), codes)
-        return images
 
     # --------------------------------------------------------------------------------- state
 
@@ -221,6 +193,65 @@ class Family(ABC):
                 self.networks[part].load_state_dict(tensors)
             else:
                 self.learners[part].load_state(tensors)
+
+
+class Family(Objective):
+    """An objective with a generator, of which an average is kept, and which draws.
+
+    Attributes:
+        generator: as it is trained.
+    """
+
+    generator: nn.Module
+    generator_ema: nn.Module
+
+    def make_networks(self, config: Config, text_in: int) -> dict[str, nn.Module]:
+        """The generator with its average, and the others."""
+        self.generator = self.make_generator(config, text_in)
+        others = self.make_others(config, text_in)
+        self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        reserve_statistics(self.generator_ema)
+        return {"generator": self.generator, **others, "generator_ema": self.generator_ema}
+
+    # ------------------------------------------------------------------- what a family says
+
+    @classmethod
+    def make_generator(cls, config: Config, text_in: int) -> nn.Module:
+        """The network that draws: noise [b, z], codes [b, text_in] -> pictures [b, 3, S, S]."""
+        model = config.model
+        return Generator(model.noise_dim, text_in, model.text_dim, model.g_channels)
+
+    @classmethod
+    def make_others(cls, config: Config, text_in: int) -> dict[str, nn.Module]:  # noqa: ARG003
+        """Further networks by name, such as a discriminator."""
+        return {}
+
+    def draw(self, noise: Tensor, code: Tensor) -> Tensor:
+        """Noise [b, z], codes [b, text_in] -> pictures [b, 3, S, S], by the trained generator."""
+        with self.autocast():
+            images: Tensor = self.generator(noise, code)
+        return images
+
+    # ---------------------------------------------------------------------- using the result
+
+    @torch.no_grad()
+    def refresh_ema_statistics(self, pieces: Iterable[Piece]) -> None:
+        """Fix the averaged generator's BatchNorm statistics from these pieces' noise and captions.
+
+        Call it before `sample` and before `state`: averaged weights have statistics of their own.
+        """
+        placed = (self.place(piece) for piece in pieces)
+        batches = [(piece.noise, self.encoder_ema(piece.right)) for piece in placed]
+        estimate_statistics(self.generator_ema, batches)
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, rows: Tensor) -> Tensor:
+        """Noise [n, z], encoder rows [n, ...] -> pictures [n, 3, S, S] in [-1, 1], by the EMA."""
+        if rows.is_floating_point():
+            rows = rows.to(dtype=self.dtype)
+        codes = self.encoder_ema(rows.to(self.device))
+        images: Tensor = self.generator_ema(noise.to(self.device, self.dtype), codes)
+        return images
 
 
 def mark_last(pieces: Sequence[Piece]) -> list[tuple[bool, Piece]]:

@@ -23,6 +23,7 @@ ROOMS = [
     "checkpoint",
     "runs",
     "families",
+    "pretrain",
     "cvae",
     "cgan",
     "gan_cls",

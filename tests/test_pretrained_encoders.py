@@ -17,7 +17,8 @@ from servers import S3Server
 from small_models import CAPTIONS, small_models
 
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
-from t2i_ray.cli.commands import draw, start_sweep
+from t2i_ray.cli.commands import start_sweep
+from t2i_ray.cli.pictures import draw
 from t2i_ray.config import (
     CharCnnRnn,
     Config,

@@ -82,6 +82,23 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     raise typer.Exit(launch.train(loaded, commit=commit, diff=diff))
 
 
+@app.command("pretrain-encoder")
+def pretrain_encoder(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="matching: pictures find their captions; autoencode: codes rebuild captions."
+        ),
+    ] = "matching",
+) -> None:
+    """Train a run's text encoder alone; other runs begin with it by encoder.init_from."""
+    from t2i_ray.cli.commands import pretrain
+
+    raise typer.Exit(pretrain(config, overrides or [], objective))
+
+
 @app.command()
 def tune(
     # No Path: with --resume this is the first override, and a Path would take // for /.
@@ -160,7 +177,7 @@ def generate(
     endpoint: Endpoint = None,
 ) -> None:
     """Draw pictures from captions."""
-    from t2i_ray.cli.commands import draw
+    from t2i_ray.cli.pictures import draw
     from t2i_ray.config import allow
 
     allow(allow_target or [])
@@ -191,6 +208,10 @@ def evaluate(
         int | None,
         typer.Option(min=0, help="Resamples behind an interval; 0: no intervals. None: 200."),
     ] = None,
+    matcher: Annotated[
+        str | None,
+        typer.Option(help="A run of pretrain-encoder by matching: R-precision by it."),
+    ] = None,
     allow_target: AllowTarget = None,
     storage: StorageUri = HOME,
     endpoint: Endpoint = None,
@@ -200,7 +221,10 @@ def evaluate(
     from t2i_ray.config import allow
 
     allow(allow_target or [])
-    measure(run, split, count, seed, measures, inception, features, resamples, storage, endpoint)
+    measure(
+        run, split, count, seed, measures, inception, features, resamples, matcher, storage,
+        endpoint,
+    )  # fmt: skip
 
 
 @app.command()

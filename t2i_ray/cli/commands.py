@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +16,7 @@ from t2i_ray.runs import RunRecord, is_lost, list_runs, read_progress, read_run
 from t2i_ray.storage import Store, check_writable, open_store
 
 if TYPE_CHECKING:
-    from t2i_ray.generate import Pipeline
+    pass
 
 SOURCE_FIELDS = frozenset({"image_size", "load_size", "flip", "shard_size", "max_rejected"})
 
@@ -34,6 +32,24 @@ def existing_run(store: Store, name: str) -> RunRecord:
     if record is None:
         raise UserError(f"run {name!r}: there is none in {store.uri}; 't2i-ray runs' lists them")
     return record
+
+
+def pretrain(config: Path, overrides: list[str], objective: str) -> int:
+    """Run it and say where the encoder lies; the exit code."""
+    from t2i_ray import launch
+    from t2i_ray.cli.commit import git_commit
+    from t2i_ray.config import load_config
+    from t2i_ray.config.sections import PRETRAINING
+
+    if objective not in PRETRAINING:
+        raise UserError(f"--objective {objective}: give one of {', '.join(PRETRAINING)}")
+    loaded = load_config(config, [*overrides, f"model.family={objective}"])
+    commit, diff = git_commit()
+    code = launch.train(loaded, commit=commit, diff=diff)
+    if code == 0:
+        place = open_store(loaded.storage).uri
+        print(f"{loaded.name}: encoder.init_from={place}/runs/{loaded.name}/encoder")
+    return code
 
 
 def start_sweep(
@@ -128,112 +144,6 @@ def sync_runs(
     return 0 if all(done) else 1
 
 
-# ------------------------------------------------------------------------------- pictures
-
-
-def load_model(model: str, storage: str, endpoint: str | None) -> Pipeline:
-    """The pipeline of a run's newest checkpoint, of a folder, or of an MLflow model."""
-    from t2i_ray.checkpoint import Checkpoints
-    from t2i_ray.generate import Pipeline
-    from t2i_ray.runs import run_store
-
-    if model.startswith(("models:/", "runs:/")):
-        from t2i_ray.tracking import download_model
-
-        return Pipeline.from_folder(download_model(model, Storage(uri=storage, endpoint=endpoint)))
-    store = opened(storage, endpoint)
-    if "/" in model or (Path(model).is_dir() and not read_run(store, model)):
-        return Pipeline.from_folder(model)
-    existing_run(store, model)
-    checkpoints = Checkpoints(run_store(store, model).within("checkpoints"), keep=1)
-    checkpoint = checkpoints.latest()
-    if checkpoint is None:
-        raise UserError(f"run {model!r}: it has no checkpoint yet; let it train on")
-    return Pipeline.from_checkpoint(checkpoint)
-
-
-def draw(
-    model: str,
-    captions: list[str],
-    file: Path | None,
-    output: Path,
-    count: int,
-    seed: int,
-    between: str | None,
-    force: bool,
-    storage: str,
-    endpoint: str | None,
-) -> None:
-    """Write a grid of captions by noises, or a strip from one caption or noise to another."""
-    from t2i_ray import report
-
-    if file:
-        try:
-            lines = file.read_text(encoding="utf8").splitlines()
-        except OSError as error:
-            raise UserError(f"--file {file}: {error.strerror}; give a text file") from None
-        captions = captions + [line.strip() for line in lines if line.strip()]
-    if not captions:
-        raise UserError("captions: none given; write them after the model, or use --file")
-    if between not in (None, "captions", "noise"):
-        raise UserError(f"--between {between}: use captions or noise")
-    if between == "captions" and len(captions) != 2:
-        raise UserError(f"--between captions: takes two captions, not {len(captions)}")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}")
-    pipeline = load_model(model, storage, endpoint)
-    _check_readable(pipeline, captions, force)
-    if between:
-        png = _strip(pipeline, captions, count, seed, between)
-    else:
-        repeated = [caption for caption in captions for _ in range(count)]
-        seeds = [seed + i for _ in captions for i in range(count)]
-        png = report.sample_grid(pipeline.images(repeated, seeds), captions)
-    output.write_bytes(png)
-    print(output)
-
-
-def _check_readable(pipeline: Pipeline, captions: list[str], force: bool) -> None:
-    """Warn of words that a model can't read.
-
-    Raises:
-        UserError: it can read nothing of a caption, which is not to be drawn by force.
-    """
-    refused = []
-    for caption in dict.fromkeys(captions):
-        unknown, refusal = pipeline.check(caption)
-        if refusal and not force:
-            refused.append(f"caption {caption!r}: {refusal}")
-        elif unknown:
-            words = ", ".join(dict.fromkeys(unknown))
-            what = f"{len(unknown)} unknown to this model's text encoder: {words}"
-            print(f"warning: caption {caption!r}: {what}", file=sys.stderr)
-    if refused:
-        more = f" (and {len(refused) - 1} more captions like it)" if len(refused) > 1 else ""
-        raise UserError(
-            f"{refused[0]}{more}; the picture would not show it: use other words, or --force"
-        )
-
-
-def _strip(pipeline: Pipeline, captions: list[str], count: int, seed: int, between: str) -> bytes:
-    import torch
-
-    from t2i_ray import report
-
-    weight = torch.linspace(0, 1, max(count, 2))[:, None]
-    codes = pipeline.encode(captions)
-    noise = pipeline.noise([seed, seed + 1])
-    if between == "captions":
-        mixed = torch.lerp(codes[:1], codes[1:], weight)
-        images = pipeline.draw(mixed, noise[:1].expand(len(weight), -1))
-        return report.strip(images, captions)
-    strips = [
-        pipeline.draw(code.expand(len(weight), -1), torch.lerp(noise[:1], noise[1:], weight))
-        for code in codes
-    ]
-    return report.sample_grid(np.concatenate(strips), captions)
-
-
 # ------------------------------------------------------------------------------- measures
 
 
@@ -246,6 +156,7 @@ def measure(
     inception: Path | None,
     features: Path | None,
     resamples: int | None,
+    matcher: str | None,
     storage: str,
     endpoint: str | None,
 ) -> None:
@@ -255,7 +166,7 @@ def measure(
     if split not in ("val", "test"):
         raise UserError(f"--split {split}: use val or test")
     weights = None if inception is None else str(inception)
-    wanted = Wanted(chosen_groups(measures), weights, features, resamples, seed)
+    wanted = Wanted(chosen_groups(measures), weights, features, resamples, seed, matcher)
     store = opened(storage, endpoint)
     print(evaluate_run(store, existing_run(store, run), split, count, wanted=wanted))
 

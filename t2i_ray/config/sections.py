@@ -11,6 +11,8 @@ from t2i_ray.config.encoders import EncoderConfig, Recurrent
 from t2i_ray.config.fields import CLASS, Section, identity, operational
 from t2i_ray.config.measures import WHILE_TRAINING, TrainingGroup
 
+PRETRAINING = ("matching", "autoencode")
+
 
 class Model(Section):
     """The networks (Reed et al. 2016, section 4.1; DCGAN's layers)."""
@@ -18,8 +20,8 @@ class Model(Section):
     family: str = identity(
         "gan_cls",
         doc="Which training algorithm: gan_cls, cgan (no mismatched pairs), cvae, or your own as "
-        "my_package.my_file:MyFamily.",
-        pattern=rf"^(gan_cls|cgan|cvae|{CLASS})$",
+        "my_package.my_file:MyFamily. matching and autoencode pretrain the encoder alone.",
+        pattern=rf"^(gan_cls|cgan|cvae|matching|autoencode|{CLASS})$",
     )
     noise_dim: int = identity(100, doc="Width of the noise z.", ge=1)
     text_dim: int = identity(128, doc="Width to which both networks project a caption.", ge=1)
@@ -42,6 +44,11 @@ class Model(Section):
     ema: float = identity(
         0.999, doc="Decay per step of the averaged generator (and encoder); 0: none.", ge=0, lt=1
     )
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is a generator; else an encoder is pretrained alone."""
+        return self.family not in PRETRAINING
 
 
 class Optim(Section):
@@ -229,6 +236,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if not self.model.draws and self.encoder.frozen:
+            raise ValueError(
+                f"encoder.train=frozen with model.family={self.model.family}: nothing would be "
+                "pretrained; use encoder.train=tuned"
+            )
         for field in ("g_channels", "d_channels"):
             size = 4 * 2 ** len(getattr(self.model, field))
             if size != self.data.image_size:

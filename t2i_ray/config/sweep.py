@@ -108,6 +108,11 @@ def _check_against_run(sweep: Sweep) -> None:
             f"search.also={wrong[0]}: with cluster.gpu={str(run.cluster.gpu).lower()} what is "
             f"counted is perf/{unit}_seconds; give that"
         )
+    if not run.model.draws:
+        raise UserError(
+            f"model.family={run.model.family}: a sweep ranks runs by their pictures, and this one "
+            "draws none; pretrain encoders one by one and give them by encoder.init_from"
+        )
     every = run.evaluation.every
     if not every or run.train.steps % every:
         raise UserError(

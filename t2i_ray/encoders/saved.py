@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from t2i_ray.config import CharCnnRnn, Custom, EncoderConfig, HuggingFace, Storage, UserError
 from t2i_ray.encoders.frozen import FrozenEncoder
@@ -30,16 +31,15 @@ def save_pretrained_encoder(encoder: Encoder, place: Store | Path) -> None:
     if not encoder.trainable:
         raise ValueError("a frozen encoder has nothing that was trained; save the one within")
     store = LocalStore(place.absolute()) if isinstance(place, Path) else place
-    tensors = {
-        name: value.detach().cpu().clone().contiguous()
-        for name, value in encoder.module.state_dict().items()
-    }
+    for name, data in pretrained_files(encoder, encoder.module.state_dict()).items():
+        store.write(name, data)
+
+
+def pretrained_files(encoder: Encoder, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """What ``encoder.init_from`` reads: by name, the one that makes it whole last."""
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
     document = json.dumps(to_document(encoder), indent=1, ensure_ascii=False) + "\n"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "encoder.safetensors"
-        save_file(tensors, path)
-        store.upload(path, "encoder.safetensors")
-    store.write("encoder.json", document.encode())
+    return {"encoder.safetensors": save(tensors), "encoder.json": document.encode()}
 
 
 def pin(section: EncoderConfig, storage: Storage | None = None) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from t2i_ray.checkpoint import Checkpoint
-from t2i_ray.config import parse_config, require_allowed
+from t2i_ray.config import Config, UserError, parse_config, require_allowed
 from t2i_ray.data import counter_rng
 from t2i_ray.encoders import Encoder, load_encoder
 from t2i_ray.evaluate.pictures import BATCH, Pictures
 from t2i_ray.families import family_of
 from t2i_ray.generate import float32
 from t2i_ray.models import Discriminator
+from t2i_ray.pretrain import Tower
 
 OTHERS = 99  # captions among which the own one is looked for
 BLOCK = 1000  # pictures scored together
@@ -64,37 +66,21 @@ def r_precision(pictures: Pictures, matcher: Matcher) -> tuple[np.ndarray, float
     return np.array(first), float(np.mean(chance))
 
 
-class OfDiscriminator:
-    """The discriminator's own matching head, of a run with train.matching > 0.
+class Scored:
+    """A network that scores pictures by captions' codes, with the encoder it was trained with.
 
-    The generator was trained to please this very head, so it flatters, and each run has its own:
-    it says whether training did what it was to do, and compares no two runs. The trunk's BatchNorm
-    has the statistics of the 256 pictures that are scored together, as while training.
+    BatchNorm has the statistics of the pictures that are scored together (256), as in training.
+
+    Args:
+        name: as in the measure's name.
+        encoder: of the captions.
+        score: pictures [b, 3, S, S] in [-1, 1] and codes [m, dim] to logits [b, m].
     """
 
-    name = "discriminator"
-
-    def __init__(self, encoder: Encoder, discriminator: Discriminator) -> None:
-        self._encoder, self._discriminator = encoder, discriminator
-
-    @classmethod
-    def find(cls, checkpoint: Checkpoint) -> OfDiscriminator | None:
-        """That of a checkpoint, with the encoder it was trained with; None: it has none."""
-        require_allowed(checkpoint.documents["config"])
-        config = parse_config(checkpoint.documents["config"])
-        if "discriminator" not in checkpoint.tensors or not config.train.matching:
-            return None
-        target = getattr(config.encoder, "target", None)
-        encoder = load_encoder(checkpoint.documents["encoder"], target, config.storage)
-        with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
-            others = family_of(config).make_others(config, encoder.dim)
-        discriminator = others.get("discriminator")
-        if not isinstance(discriminator, Discriminator) or discriminator.matcher is None:
-            return None
-        discriminator.load_state_dict(float32(checkpoint.tensors["discriminator"]))
-        encoder.module.load_state_dict(float32(checkpoint.tensors["encoder"]))
-        encoder.module.eval().float()
-        return cls(encoder, discriminator)
+    def __init__(
+        self, name: str, encoder: Encoder, score: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        self.name, self._encoder, self._score = name, encoder, score
 
     @torch.inference_mode()
     def similarity(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
@@ -105,7 +91,59 @@ class OfDiscriminator:
         scores = []
         for part in parts:
             pixels = torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
-            features = self._discriminator.features(pixels.float() / 127.5 - 1)
-            scores.append(self._discriminator.match(features, codes))
+            scores.append(self._score(pixels.float() / 127.5 - 1, codes))
         found: np.ndarray = torch.cat(scores).numpy()
         return found
+
+
+def of_discriminator(checkpoint: Checkpoint) -> Scored | None:
+    """The discriminator's own matching head; None: the run had no train.matching.
+
+    The generator was trained to please this very head, so it flatters, and each run has its own:
+    it says whether training did what it was to do, and compares no two runs.
+    """
+    require_allowed(checkpoint.documents["config"])
+    config = parse_config(checkpoint.documents["config"])
+    if "discriminator" not in checkpoint.tensors or not config.train.matching:
+        return None
+    encoder = _encoder(checkpoint, config, "encoder")
+    with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
+        others = family_of(config).make_others(config, encoder.dim)
+    found = others.get("discriminator")
+    if not isinstance(found, Discriminator) or found.matcher is None:
+        return None
+    found.load_state_dict(float32(checkpoint.tensors["discriminator"]))
+    discriminator = found
+    return Scored(
+        "discriminator",
+        encoder,
+        lambda images, codes: discriminator.match(discriminator.features(images), codes),
+    )
+
+
+def of_pretrained(name: str, checkpoint: Checkpoint | None) -> Scored:
+    """Both towers of a run of ``t2i-ray pretrain-encoder``: one judge for all runs on its data.
+
+    Raises:
+        UserError: the run is none such.
+    """
+    config = parse_config(checkpoint.documents["config"]) if checkpoint else None
+    if checkpoint is None or config is None or "tower" not in checkpoint.tensors:
+        raise UserError(
+            f"--matcher {name}: this is no run of 't2i-ray pretrain-encoder' with --objective "
+            "matching that has a checkpoint; give one"
+        )
+    require_allowed(checkpoint.documents["config"])
+    encoder = _encoder(checkpoint, config, "encoder_ema")
+    with torch.random.fork_rng(devices=[]):
+        tower = Tower(config.model.d_channels, encoder.dim, config.model.text_dim)
+    tower.load_state_dict(float32(checkpoint.tensors["tower"]))
+    return Scored("matching", encoder, tower)
+
+
+def _encoder(checkpoint: Checkpoint, config: Config, part: str) -> Encoder:
+    target = getattr(config.encoder, "target", None)
+    encoder = load_encoder(checkpoint.documents["encoder"], target, config.storage)
+    encoder.module.load_state_dict(float32(checkpoint.tensors[part]))
+    encoder.module.eval().float()
+    return encoder

@@ -19,12 +19,12 @@ from t2i_ray.evaluate.bootstrap import RESAMPLES
 from t2i_ray.evaluate.distances import check_libraries
 from t2i_ray.evaluate.features import FeatureModel, load_own
 from t2i_ray.evaluate.inception import OfInception
-from t2i_ray.evaluate.matching import Matcher, OfDiscriminator
+from t2i_ray.evaluate.matching import Matcher, of_discriminator, of_pretrained
 from t2i_ray.evaluate.measure import measure
 from t2i_ray.evaluate.reader import Reader, ensure_reader, load_reader
 from t2i_ray.evaluate.values import Measures
 from t2i_ray.generate import Pipeline
-from t2i_ray.runs import RunRecord, run_store, write_run
+from t2i_ray.runs import RunRecord, read_run, run_store, write_run
 from t2i_ray.storage import MissingKey, Store
 
 ALL = "all"
@@ -42,6 +42,7 @@ class Wanted:
             from a checkpoint: it may name a Python class.
         resamples: behind the intervals; None: bootstrap.RESAMPLES.
         seed: of captions, noise and resamples.
+        matcher: a run that pretrained an encoder by matching, for R-precision.
     """
 
     groups: Sequence[str] = ()
@@ -49,6 +50,7 @@ class Wanted:
     features: Path | None = None
     resamples: int | None = None
     seed: int = 0
+    matcher: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [group for group in self.groups if group not in (*GROUPS, ALL)]
@@ -84,7 +86,7 @@ def evaluate_run(
         raise UserError(f"run {record.name!r}: it has no checkpoint yet; let it train on")
     prepared = open_prepared(store, record.data)
     pipeline = Pipeline.from_checkpoint(checkpoint)
-    tools = Tools.find(wanted, checkpoint, pipeline, prepared)
+    tools = Tools.find(wanted, checkpoint, pipeline, prepared, store)
     measures = measure(
         tools.reader(store, prepared, pipeline),
         prepared,
@@ -108,9 +110,10 @@ def evaluate_run(
         measures.metrics,
         timeout=patience,
     )
-    if not shown and record.status != "RUNNING":
-        record.published = False
-        write_run(store, record)
+    newest = read_run(store, record.name)
+    if not shown and newest and newest.status != "RUNNING":
+        record.published = newest.published = False
+        write_run(store, newest)
     return f"{record.name}, step {checkpoint.step}: {measures.table()}" + (
         "" if shown else f"\nMLflow did not take these yet: t2i-ray sync {record.name}"
     )
@@ -145,17 +148,26 @@ class Tools:
 
     @classmethod
     def find(
-        cls, wanted: Wanted, checkpoint: Checkpoint, pipeline: Pipeline, prepared: Prepared
+        cls,
+        wanted: Wanted,
+        checkpoint: Checkpoint,
+        pipeline: Pipeline,
+        prepared: Prepared,
+        store: Store,
     ) -> Tools:
         """What is wanted, if there is all that it needs. Raises UserError."""
         evaluation = pipeline.config.evaluation
         inception = wanted.inception or evaluation.inception
-        matcher = OfDiscriminator.find(checkpoint)
+        head = of_discriminator(checkpoint)
+        matchers: list[Matcher] = [head] if head else []
+        if name := wanted.matcher:
+            there = run_store(store, name).within("checkpoints")
+            matchers.append(of_pretrained(name, Checkpoints(there, keep=1).latest()))
         lacking = _lacking(
             attributes=bool(prepared.attributes),
             features=bool(prepared.attributes or inception or wanted.features),
             inception=bool(inception),
-            matching=matcher is not None,
+            matching=bool(matchers),
         )
         asked = GROUPS if ALL in wanted.groups else wanted.groups
         exact = bool(wanted.groups) and ALL not in wanted.groups
@@ -178,7 +190,7 @@ class Tools:
             about[own.name] = f"weights {own.weights}" + (f" in {own.target}" if own.target else "")
         if models and "frechet" in groups:
             check_libraries(["kernel"])  # it is the same library's
-        return cls(groups, models, [matcher] if matcher else [], about)
+        return cls(groups, models, matchers, about)
 
     def reader(self, store: Store, prepared: Prepared, pipeline: Pipeline) -> Reader | None:
         """The reader of the data, made if need be; None if there are no attributes to read."""
@@ -210,7 +222,7 @@ def _lacking(
     if not matching:
         lacking["r_precision"] = (
             "this run's discriminator has no matching head, as train.matching above 0 gives one; "
-            "from Python, give evaluate.measure a matcher"
+            "give --matcher a run of 't2i-ray pretrain-encoder'"
         )
     return lacking
 

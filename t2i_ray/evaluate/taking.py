@@ -254,5 +254,8 @@ def _features(model: FeatureModel) -> str:
 
 
 def _matcher(name: str) -> str:
-    own = "the run's own matching head, which the generator was trained to please"
-    return own if name == "discriminator" else name
+    known = {
+        "discriminator": "the run's own matching head, which the generator was trained to please",
+        "matching": "an encoder and a tower that were trained apart, by pretrain-encoder",
+    }
+    return known.get(name, name)

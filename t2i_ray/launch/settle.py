@@ -81,7 +81,8 @@ def sync(
             complete &= tracking.add(
                 destination, left, store, measured["step"], measured["metrics"], patience
             )
-    if complete and destination and checkpoint and record.status == "FINISHED" and model:
+    model = model and config.model.draws and record.status == "FINISHED"
+    if complete and destination and checkpoint and model:
         complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
     if complete and record.status != "RUNNING":
         complete = tracking.set_status(

@@ -15,7 +15,8 @@ from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config
 from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder, to_document
-from t2i_ray.family import Family
+from t2i_ray.encoders.saved import pretrained_files
+from t2i_ray.family import Family, Objective
 from t2i_ray.generate import to_uint8
 from t2i_ray.runs import run_store
 from t2i_ray.storage import StorageError, Store
@@ -50,17 +51,17 @@ class Bystander:
         """Whether a sample grid is to be drawn after this step."""
         return False
 
-    def sample(self, step: int, family: Family) -> None:
+    def sample(self, step: int, objective: Objective) -> None:
         """Draw the sample grid."""
 
     def evaluation_due(self, step: int) -> bool:  # noqa: ARG002
         """Whether the measures are to be taken after this step."""
         return False
 
-    def evaluate(self, step: int, family: Family) -> None:
+    def evaluate(self, step: int, objective: Objective) -> None:
         """Take the measures on the validation split."""
 
-    def save(self, step: int, family: Family) -> None:
+    def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint."""
 
     def give_up(self) -> None:
@@ -147,12 +148,14 @@ class Chief(Bystander):
         every = self._config.train.sample_every
         return every > 0 and step % every == 0
 
-    def sample(self, step: int, family: Family) -> None:
+    def sample(self, step: int, objective: Objective) -> None:
         """The grid of fixed captions by fixed noises, by the averaged generator."""
+        if not isinstance(objective, Family):
+            return
         captions = self._grid_captions()
         noise = self._feed.noise("grid", count=GRID_NOISES)
-        self._refresh(step, family)
-        images = family.sample(
+        self._refresh(step, objective)
+        images = objective.sample(
             noise.repeat(len(captions), 1),
             self._feed.rows(np.repeat(captions, GRID_NOISES)),
         )
@@ -165,9 +168,9 @@ class Chief(Bystander):
         chosen = ids[np.linspace(0, len(ids) - 1, min(GRID_CAPTIONS, len(ids))).astype(int)]
         return np.array([self._prepared.captions_of(sample)[0] for sample in chosen])
 
-    def _refresh(self, step: int, family: Family) -> None:
+    def _refresh(self, step: int, family: Objective) -> None:
         """Estimate the averaged generator's BatchNorm statistics on training captions."""
-        if step == self._refreshed:
+        if step == self._refreshed or not isinstance(family, Family):
             return
         self._refreshed = step
         family.refresh_ema_statistics([self._feed.piece(i, 0) for i in range(STATISTICS_BATCHES)])
@@ -177,8 +180,19 @@ class Chief(Bystander):
         every = self._config.evaluation.every
         return every > 0 and step % every == 0
 
-    def evaluate(self, step: int, family: Family) -> None:
+    def evaluate(self, step: int, objective: Objective) -> None:
         """Take the measures on the validation split."""
+        if isinstance(objective, Family):
+            scores = self._measures(step, objective)
+        else:
+            feed = self._feed.of_split("val")
+            count = max(1, self._config.evaluation.samples // feed.piece_size)
+            pieces = (feed.piece(i, 0) for i in range(count))
+            scores = {f"val/{name}": value for name, value in objective.measure(pieces).items()}
+        self._scores = step, scores
+        self._tracker.log(step, scores)
+
+    def _measures(self, step: int, family: Family) -> dict[str, float]:
         from t2i_ray import evaluate
 
         self._refresh(step, family)
@@ -191,7 +205,7 @@ class Chief(Bystander):
             return to_uint8(family.sample(noise, self._feed.rows(captions)))
 
         evaluation = self._config.evaluation
-        scores = evaluate.measure(
+        return evaluate.measure(
             reader,
             self._prepared,
             generate,
@@ -199,12 +213,10 @@ class Chief(Bystander):
             count=evaluation.samples,
             chosen=evaluation.measures,
         ).metrics
-        self._scores = step, scores
-        self._tracker.log(step, scores)
 
-    def save(self, step: int, family: Family) -> None:
+    def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
-        self._refresh(step, family)
+        self._refresh(step, objective)
         self._train_seconds += time.monotonic() - self._started
         self._started = time.monotonic()
         cluster = self._config.cluster
@@ -216,13 +228,17 @@ class Chief(Bystander):
         self.measured = {**scores, **cost} if of == step else {}
         if step == self._config.train.steps:
             self._artifact("losses.png", report.loss_figure(self._history))
+            if not isinstance(objective, Family):
+                weights = objective.encoder_ema.state_dict()
+                for name, data in pretrained_files(self._encoder, weights).items():
+                    self._artifact(f"encoder/{name}", data)
         history = {
             name: torch.tensor(column, dtype=torch.float64)
             for name, column in self._history.items()
         }
         self._checkpoints.save(
             step,
-            {**family.state(), "history": history},
+            {**objective.state(), "history": history},
             {
                 "state": {
                     "step": step,

@@ -20,7 +20,12 @@ class Feed:
     """
 
     def __init__(
-        self, config: Config, prepared: Prepared, rows: np.ndarray, device: torch.device
+        self,
+        config: Config,
+        prepared: Prepared,
+        rows: np.ndarray,
+        device: torch.device,
+        split: str = "train",
     ) -> None:
         self._batches = Batches(
             prepared,
@@ -28,13 +33,22 @@ class Feed:
             seed=config.seed,
             batch_size=config.train.batch_size,
             micro_batches=config.train.micro_batches,
+            split=split,
         )
+        self._made_of = (config, prepared, rows, device)
+        self.piece_size = config.train.batch_size // config.train.micro_batches
         self._rows = rows
+        #: How many values a row's ids have; 0: rows are finished codes.
+        self.words = int(rows.max()) + 1 if rows.dtype.kind in "iu" else 0
         self._augments = bool(config.train.augment)
         self._seed = config.seed
         self._noise_dim = config.model.noise_dim
         self._dtype = DTYPES[config.train.precision]
         self._device = device
+
+    def of_split(self, split: str) -> Feed:
+        """The same of another split."""
+        return Feed(*self._made_of, split=split)
 
     def piece(self, step: int, micro: int) -> Piece:
         """The tensors of one micro-batch of one step."""

@@ -14,8 +14,8 @@ from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config, parse_config
 from t2i_ray.data import Prepared, open_prepared
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder, scripts_of
-from t2i_ray.families import family_of
-from t2i_ray.family import Family
+from t2i_ray.families import objective_of
+from t2i_ray.family import Objective
 from t2i_ray.runs import DIVERGED, Status, run_store
 from t2i_ray.storage import Store, open_store
 from t2i_ray.train.chief import Bystander, Chief
@@ -72,7 +72,8 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     encoder = _encoder(config, prepared, checkpoint, job)
     rows = caption_rows(encoder, prepared.captions, store)
     feed = Feed(config, prepared, rows, worker.device)
-    family = _family(config, encoder, worker, _weights(job, store, checkpoint))
+    weights = _weights(job, store, checkpoint)
+    objective = _objective(config, encoder, worker, weights, feed.words)
     role = Chief if worker.is_chief else Bystander
     chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed)
 
@@ -86,7 +87,7 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
             report(step, chief.measured)
         while step < last:
             pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
-            values = family.step(pieces, step, micro_batches, worker.world)
+            values = objective.step(pieces, step, micro_batches, worker.world)
             step += 1
 
             ends = step == config.train.steps
@@ -100,11 +101,11 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
                     break
                 chief.log(step, losses)
             if chief.samples_due(step) or ends:
-                chief.sample(step, family)
+                chief.sample(step, objective)
             if chief.evaluation_due(step):
-                chief.evaluate(step, family)
+                chief.evaluate(step, objective)
             if saves or stop:
-                chief.save(step, family)
+                chief.save(step, objective)
                 if report:
                     report(step, chief.measured)
             if stop and not ends:
@@ -174,9 +175,11 @@ def _weights(job: Job, store: Store, own: Checkpoint | None) -> Checkpoint | Non
     return Checkpoints(store.within(job.inherits["of"]), keep=1).load(step)
 
 
-def _family(config: Config, encoder: Encoder, worker: Worker, weights: Checkpoint | None) -> Family:
-    family = family_of(config)(config, encoder.module, encoder.dim, device=worker.device)
+def _objective(
+    config: Config, encoder: Encoder, worker: Worker, weights: Checkpoint | None, words: int
+) -> Objective:
+    made = objective_of(config)(config, encoder.module, encoder.dim, worker.device, words)
     if weights:
-        family.load_state({k: v for k, v in weights.tensors.items() if k != "history"})
-    family.distribute()
-    return family
+        made.load_state({k: v for k, v in weights.tensors.items() if k != "history"})
+    made.distribute()
+    return made

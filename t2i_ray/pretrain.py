@@ -1,0 +1,179 @@
+"""What a text encoder can be trained on before it meets a GAN: pictures, or captions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from t2i_ray.config import Config
+from t2i_ray.family import Objective, Piece, mark_last
+from t2i_ray.learner import Learner
+from t2i_ray.losses import matching_loss
+from t2i_ray.models import Matcher, Trunk
+
+PADDING = 0  # among the ids of an encoder's rows
+
+
+class Matching(Objective):
+    """Pictures and captions that belong together are to have codes that are alike.
+
+    The symmetric contrastive loss over the pieces' pairs (Radford et al. 2021, "Learning
+    Transferable Visual Models From Natural Language Supervision", section 2.3), with a fixed
+    temperature. Like the structured joint embedding of Reed et al. 2016 ("Learning Deep
+    Representations of Fine-Grained Visual Descriptions", section 3) it has each picture find its
+    caption and each caption its picture; all other pairs of the piece are the wrong ones.
+    """
+
+    def make_networks(self, config: Config, text_in: int) -> dict[str, nn.Module]:
+        """The tower of pictures, with its average."""
+        tower = Tower(config.model.d_channels, text_in, config.model.text_dim)
+        return {"tower": tower}
+
+    def make_learners(self, config: Config) -> dict[str, Learner]:
+        """One for both towers."""
+        networks = {"tower": self.networks["tower"], "encoder": self.encoder}
+        rates = {"tower": config.optim.lr_d, "encoder": config.optim.lr_encoder}
+        self.learner = Learner(networks, rates, config.optim)
+        return {"optimizer": self.learner}
+
+    def update(self, pieces: Sequence[Piece], scale: float) -> list[dict[str, Tensor]]:
+        """One step of both towers."""
+        outcomes = []
+        for last, piece in mark_last(pieces):
+            with self.autocast():
+                logits = self.networks["tower"](piece.images, self.encoder(piece.right))
+            loss = matching_loss(logits)
+            self.learner.backward(loss * scale, last)
+            outcomes.append({"loss": loss.detach(), "found": _found(logits)})
+        self.learner.update()
+        return outcomes
+
+    @torch.no_grad()
+    def measure(self, pieces: Iterable[Piece]) -> dict[str, float]:
+        """``found``: how often a picture finds its caption among the piece's, and back."""
+        tower = self.networks["tower"]
+        shares = [
+            float(_found(tower(piece.images, self.encoder_ema(piece.right))))
+            for piece in map(self.place, pieces)
+        ]
+        return {"found": sum(shares) / len(shares)}
+
+
+class Tower(nn.Module):
+    """Pictures by captions: how alike they are.
+
+    Args:
+        channels: of the trunk, as the discriminator's.
+        text_in: width of a caption's code.
+        dim: width in which picture and caption are compared.
+    """
+
+    def __init__(self, channels: Sequence[int], text_in: int, dim: int) -> None:
+        super().__init__()
+        self.trunk = Trunk(channels)
+        self.matcher = Matcher(text_in, dim, channels[-1])
+
+    def forward(self, images: Tensor, code: Tensor) -> Tensor:
+        """Pictures [b, 3, S, S], codes [n, text_in] -> logits [b, n]."""
+        logits: Tensor = self.matcher(self.trunk(images), code)
+        return logits
+
+
+class Autoencode(Objective):
+    """The code alone must rebuild its caption, word by word.
+
+    A recurrent decoder is given the code at every place and never the words before (the
+    unconditioned decoder of Srivastava et al. 2015, "Unsupervised Learning of Video
+    Representations using LSTMs"): what it says right, the code knew.
+    """
+
+    def make_networks(self, config: Config, text_in: int) -> dict[str, nn.Module]:
+        """The decoder."""
+        return {"decoder": Decoder(text_in, config.model.text_dim, self.words + 1)}
+
+    def make_learners(self, config: Config) -> dict[str, Learner]:
+        """One for both."""
+        networks = {"decoder": self.networks["decoder"], "encoder": self.encoder}
+        rates = {"decoder": config.optim.lr_encoder, "encoder": config.optim.lr_encoder}
+        self.learner = Learner(networks, rates, config.optim)
+        return {"optimizer": self.learner}
+
+    def update(self, pieces: Sequence[Piece], scale: float) -> list[dict[str, Tensor]]:
+        """One step, on the right captions and the wrong ones: both are captions."""
+        outcomes = []
+        for last, piece in mark_last(pieces):
+            rows = torch.cat([piece.right, piece.wrong])
+            words = words_of(rows)
+            with self.autocast():
+                logits = self.networks["decoder"](self.encoder(rows), words.shape[1])
+            loss = rebuilding_loss(logits, words)
+            self.learner.backward(loss * scale, last)
+            outcomes.append({"loss": loss.detach(), "rebuilt": _rebuilt(logits, words)})
+        self.learner.update()
+        return outcomes
+
+    @torch.no_grad()
+    def measure(self, pieces: Iterable[Piece]) -> dict[str, float]:
+        """``rebuilt``: the share of words, paddings apart, that the decoder names rightly."""
+        shares = []
+        for piece in map(self.place, pieces):
+            words = words_of(piece.right)
+            logits = self.networks["decoder"](self.encoder_ema(piece.right), words.shape[1])
+            shares.append(float(_rebuilt(logits, words)))
+        return {"rebuilt": sum(shares) / len(shares)}
+
+
+class Decoder(nn.Module):
+    """A code to words.
+
+    Args:
+        text_in: width of the code.
+        hidden_dim: width of the recurrent state.
+        words: how many ids there are, padding among them.
+    """
+
+    def __init__(self, text_in: int, hidden_dim: int, words: int) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(text_in, hidden_dim, batch_first=True)
+        self.say = nn.Linear(hidden_dim, words)
+
+    def forward(self, code: Tensor, length: int) -> Tensor:
+        """Codes [b, text_in] -> logits [b, length, words]."""
+        states, _ = self.recurrent(code.unsqueeze(1).expand(-1, length, -1))
+        logits: Tensor = self.say(states)
+        return logits
+
+
+def words_of(rows: Tensor) -> Tensor:
+    """An encoder's rows -> ids [b, length] of what it reads, padded with 0.
+
+    Rows are [b, length], padded with 0, or of a text model [b, inputs, length], whose first input
+    is the tokens, padded with -1.
+    """
+    return (rows[:, 0] + 1 if rows.dim() == 3 else rows).long()
+
+
+def rebuilding_loss(logits: Tensor, words: Tensor) -> Tensor:
+    """Minus the mean log likelihood of a caption's words; paddings do not count.
+
+    Args:
+        logits: [b, length, words].
+        words: [b, length] ids.
+    """
+    flat = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(flat, words.flatten(), ignore_index=PADDING)
+
+
+def _rebuilt(logits: Tensor, words: Tensor) -> Tensor:
+    inside = words != PADDING
+    right = (logits.argmax(2) == words) & inside
+    return (right.sum() / inside.sum().clamp(min=1)).to(logits.dtype).detach()
+
+
+def _found(logits: Tensor) -> Tensor:
+    own = torch.arange(len(logits), device=logits.device)
+    hits = (logits.argmax(1) == own).to(logits.dtype) + (logits.argmax(0) == own).to(logits.dtype)
+    return (hits / 2).mean().detach()
