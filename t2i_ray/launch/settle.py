@@ -76,7 +76,8 @@ def sync(
     if checkpoint is not None:
         left = checkpoint.documents["tracking"]
         complete = tracking.sync(destination, left, store, patience, attempt=record.attempt)
-        for key in place.list("evaluation") if complete else ():
+        documents = [key for key in place.list("evaluation") if key.endswith(".json")]
+        for key in documents if complete else ():
             measured = place.read_json(key)
             complete &= tracking.add(
                 destination, left, store, measured["step"], measured["metrics"], patience
