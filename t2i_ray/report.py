@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 96  # pictures are enlarged by a whole factor to at least so many pixels
 GAP, MARGIN = 4, 12
@@ -170,12 +174,8 @@ def loss_figure(history: Mapping[str, Sequence[float]]) -> bytes:
         history: "step" and, of equal length, any of g_loss, d_loss, d_acc_real, d_acc_wrong and
             d_acc_fake; what is missing is left out.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     step = np.asarray(history.get("step", []), float)
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 3.8)
     losses, accuracy = figure.subplots(1, 2)
     _curves(losses, step, history, [
         ("g_loss", "generator", BLUE, "-"),
@@ -192,8 +192,23 @@ def loss_figure(history: Mapping[str, Sequence[float]]) -> bytes:
         title="How often the discriminator is right", xlabel="step", ylabel="share of pairs"
     )
     accuracy.set_ylim(0, 1.02)
+    return figure_png(figure, dpi=120)
+
+
+def new_figure(width: float, height: float, ground: str = "#ffffff") -> Figure:
+    """An empty one, width and height in inches, on a ground of a colour."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=ground)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_png(figure: Figure, dpi: int) -> bytes:
+    """The same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def load_model(model: str, storage: str, endpoint: str | None) -> Pipeline:
     """The pipeline of a run's newest checkpoint, of a folder, or of an MLflow model."""
     from t2i_ray.checkpoint import Checkpoints
-    from t2i_ray.generate import Pipeline
+    from t2i_ray.generate import MODEL_TENSORS, Pipeline
     from t2i_ray.runs import run_store
 
     if model.startswith(("models:/", "runs:/")):
@@ -31,7 +31,7 @@ def load_model(model: str, storage: str, endpoint: str | None) -> Pipeline:
         return Pipeline.from_folder(model)
     existing_run(store, model)
     checkpoints = Checkpoints(run_store(store, model).within("checkpoints"), keep=1)
-    checkpoint = checkpoints.latest()
+    checkpoint = checkpoints.latest(only=MODEL_TENSORS)
     if checkpoint is None:
         raise UserError(f"run {model!r}: it has no checkpoint yet; let it train on")
     return Pipeline.from_checkpoint(checkpoint)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import html as escaping
 import re
+from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from t2i_ray.compare.notes import plural
-from t2i_ray.compare.sections import Table, sections
+from t2i_ray.compare.sections import sections
 
 if TYPE_CHECKING:
     from t2i_ray.compare.comparison import Comparison
@@ -70,15 +71,19 @@ def markdown(comparison: Comparison, pictures: str | None = None) -> str:
             prefix = f"{place}/" if place else ""
             parts.append(f"![{text(section.alternative)}]({prefix}{section.picture})")
         if section.table:
-            parts.append(_table(section.table))
+            table = section.table
+            parts.append(markdown_table(table.columns, table.rows, table.labels))
         parts += map(text, section.after)
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table) -> str:
-    align = ["---" if i < table.labels else "---:" for i in range(len(table.columns))]
-    lines = [table.columns, *table.rows]
-    cells = [[text(cell) for cell in line] for line in lines]
+def markdown_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], labels: int | None = None
+) -> str:
+    """A table of plain text; columns after the first ``labels`` are numbers. None: none are."""
+    labels = len(columns) if labels is None else labels
+    align = ["---" if i < labels else "---:" for i in range(len(columns))]
+    cells = [[text(cell) for cell in line] for line in (columns, *rows)]
     cells.insert(1, align)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 

@@ -10,7 +10,14 @@ from typing import Literal
 from t2i_ray.compare import statistics
 from t2i_ray.config import operational_names
 from t2i_ray.runs import PRUNED, Stage
-from t2i_ray.tracking import PastRun
+from t2i_ray.tracking import (
+    REASON_TAG,
+    SETTING_TAG,
+    STAGE_TAG,
+    SWEEP_TAG,
+    VALUES_TAG,
+    PastRun,
+)
 
 Ended = Literal["finished", "pruned", "failed", "unfinished"]
 Value = str | float
@@ -46,7 +53,7 @@ class Trial:
     @property
     def reason(self) -> str:
         """Why it did not finish; empty if nobody said."""
-        return self.run.tags.get("t2i_ray.reason", "")
+        return self.run.tags.get(REASON_TAG, "")
 
     @property
     def seconds(self) -> tuple[str, float] | None:
@@ -109,7 +116,7 @@ def to_trials(runs: Sequence[PastRun]) -> list[Trial]:
     """What each run tried: said by the sweep's tags, else by the params in which runs differ."""
     names = _encoder_names(runs)
     differing = _differing(runs, names)
-    sweeps = {run.tags.get("t2i_ray.sweep", "") for run in runs}
+    sweeps = {run.tags.get(SWEEP_TAG, "") for run in runs}
     trials = []
     for run, name in zip(runs, names, strict=True):
         values = _tagged_values(run) or {
@@ -119,10 +126,10 @@ def to_trials(runs: Sequence[PastRun]) -> list[Trial]:
             values = {**values, DATA: run.dataset[:8]}
         encoder = str(values.get("encoder", name))
         own = {"encoder": encoder, **values} if len(set(names)) > 1 else values
-        setting = run.tags.get("t2i_ray.setting") or _label(own) or f"encoder={encoder}"
-        if len(sweeps) > 1 and "t2i_ray.setting" in run.tags:  # another sweep, another base
+        setting = run.tags.get(SETTING_TAG) or _label(own) or f"encoder={encoder}"
+        if len(sweeps) > 1 and SETTING_TAG in run.tags:  # another sweep, another base
             setting = f"{run.tags.get('t2i_ray.sweep', '')}: {setting}"
-        stage: Stage = "confirm" if run.tags.get("t2i_ray.stage") == "confirm" else "search"
+        stage: Stage = "confirm" if run.tags.get(STAGE_TAG) == "confirm" else "search"
         trials.append(Trial(run, stage, setting, encoder, values))
     return trials
 
@@ -203,7 +210,7 @@ def _differing(runs: Sequence[PastRun], encoders: Sequence[str]) -> list[str]:
 def _tagged_values(run: PastRun) -> dict[str, Value]:
     """What a sweep says that it tried; empty if it does not."""
     try:
-        values = json.loads(run.tags.get("t2i_ray.values", "{}"))
+        values = json.loads(run.tags.get(VALUES_TAG, "{}"))
     except ValueError:
         return {}
     if not isinstance(values, dict):

@@ -5,7 +5,6 @@ Nothing of matplotlib's global state is touched.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,12 +44,7 @@ DARK = Theme(
 
 def empty_figure(width: float, height: float, theme: Theme) -> Figure:
     """Width and height in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.ground)
-    FigureCanvasAgg(figure)
-    return figure
+    return report.new_figure(width, height, theme.ground)
 
 
 def finish(axes: Any, theme: Theme, grid: str = "both", legend: bool = False) -> None:
@@ -90,6 +84,4 @@ def shown(text: str, width: int) -> str:
 
 def png_of(figure: Figure) -> bytes:
     """The same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+    return report.figure_png(figure, dpi=130)

@@ -15,15 +15,17 @@ HUB_MODELS = {
     "gpt2": "openai-community/gpt2",
 }
 
+Training = Literal["tuned", "frozen"]
+_TRAINING = (
+    "tuned: with the GAN, at optim.lr_encoder; frozen: as it is, every caption's code computed "
+    "once and cached."
+)
+
 
 class EncoderSection(Section):
     """What all kinds of encoder have."""
 
-    train: Literal["tuned", "frozen"] = identity(
-        "tuned",
-        doc="tuned: with the GAN, at optim.lr_encoder; frozen: as it is, every caption's code "
-        "computed once and cached.",
-    )
+    train: Training = identity("tuned", doc=_TRAINING)
     init_from: str | None = operational(
         None,
         doc="Pretrained encoder to start from: a folder or s3:// URI with encoder.json and "
@@ -110,11 +112,7 @@ class HuggingFace(EncoderSection):
     """Any Hugging Face text model; xlnet, bert and gpt2 are short for one each."""
 
     kind: Literal["huggingface", "xlnet", "bert", "gpt2"] = "huggingface"
-    train: Literal["tuned", "frozen"] = identity(
-        "frozen",
-        doc="frozen: every caption's embedding is computed once and cached; tuned: with the GAN, "
-        "at optim.lr_encoder.",
-    )
+    train: Training = identity("frozen", doc=_TRAINING)
     model: str | None = identity(
         None,
         doc="Name on the hub, a local folder or an s3:// URI, e.g. xlnet/xlnet-base-cased; loaded "

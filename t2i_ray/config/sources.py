@@ -45,11 +45,9 @@ class Folder(Section):
     licence: str = operational("unknown", doc="Licence of the pictures, kept in the manifest.")
 
 
-class Oxford102(Section):
-    """102 kinds of flowers (Nilsback and Zisserman 2008), with the captions of Reed et al."""
+class _Reed(Section):
+    """What the two data sets have in common to which Reed et al. (2016) gave captions."""
 
-    kind: Literal["oxford-102"] = "oxford-102"
-    path: str = operational(doc=f"The folder with jpg/, imagelabels.mat and setid.mat: {_PLACE}.")
     captions: str = operational(
         "text_c10",
         doc="The folder of captions, relative to path or absolute; lists of classes are looked "
@@ -57,31 +55,33 @@ class Oxford102(Section):
     )
     split: Literal["classes", "trainval", "official"] = operational(
         "classes",
-        doc="classes: by trainclasses.txt, valclasses.txt and testclasses.txt (Reed: 62, 20 and "
-        "20); trainval: by trainvalclasses.txt and testclasses.txt (82 and 20), a tenth of the "
-        "former's pictures being val; official: by setid.mat.",
+        doc="classes: by trainclasses.txt, valclasses.txt and testclasses.txt; trainval: by "
+        "trainvalclasses.txt and testclasses.txt; official: picture by picture, by setid.mat or "
+        "train_test_split.txt. Where there is no val, it is a tenth of the training pictures.",
     )
+
+
+class Oxford102(_Reed):
+    """102 kinds of flowers (Nilsback and Zisserman 2008), with the captions of Reed et al.
+
+    Reed's lists of classes have 62, 20 and 20 of them, or 82 and 20.
+    """
+
+    kind: Literal["oxford-102"] = "oxford-102"
+    path: str = operational(doc=f"The folder with jpg/, imagelabels.mat and setid.mat: {_PLACE}.")
     licence: str = operational(
         "not stated; photographs from the web", doc="Licence of the pictures, for the manifest."
     )
 
 
-class Cub200(Section):
-    """200 kinds of birds (Wah et al. 2011, CUB-200-2011), with the captions of Reed et al."""
+class Cub200(_Reed):
+    """200 kinds of birds (Wah et al. 2011, CUB-200-2011), with the captions of Reed et al.
+
+    Reed's lists of classes have 100, 50 and 50 of them, or 150 and 50.
+    """
 
     kind: Literal["cub-200"] = "cub-200"
     path: str = operational(doc=f"The folder CUB_200_2011, with images/ and images.txt: {_PLACE}.")
-    captions: str = operational(
-        "text_c10",
-        doc="The folder of captions, relative to path or absolute; lists of classes are looked "
-        "for in path and beside it.",
-    )
-    split: Literal["classes", "trainval", "official"] = operational(
-        "classes",
-        doc="classes: by trainclasses.txt, valclasses.txt and testclasses.txt (Reed: 100, 50 and "
-        "50); trainval: by trainvalclasses.txt and testclasses.txt (150 and 50); official: by "
-        "train_test_split.txt. With the latter two a tenth of the training pictures is val.",
-    )
     licence: str = operational(
         "not stated; photographs from Flickr", doc="Licence of the pictures, for the manifest."
     )

@@ -85,23 +85,48 @@ FIXED = frozenset(
 
 
 def _check_against_run(sweep: Sweep) -> None:
-    run, search = sweep.run, sweep.search
+    """Whether space, search and run fit together. Raises UserError."""
     for key, dimension in sweep.space.items():
-        bounds = dimension.uniform or dimension.loguniform
-        for value in bounds or dimension.labelled().values():
-            try:
-                with_values(run, {key: value})
-            except UserError as error:
-                raise UserError(f"space.{key}: {error}") from None
-        if key in FIXED or key.split(".")[0] in FIXED:
-            raise UserError(f"space.{key}: this can't vary in a sweep; seeds go to search.seeds")
-        for other, labels in dimension.when.items():
-            known = sweep.space[other].labelled() if other in sweep.space else {}
-            if missing := [label for label in labels if label not in known]:
-                raise UserError(
-                    f"space.{key}.when.{other}={missing}: no such label there; it has "
-                    f"{', '.join(known) or 'none: it is no choice or grid of this space'}"
-                )
+        _check_dimension(sweep, key, dimension)
+    _check_measured(sweep)
+    run, search = sweep.run, sweep.search
+    if search.trials_per_gpu > 1 and (run.cluster.workers > 1 or not run.cluster.gpu):
+        raise UserError(
+            f"search.trials_per_gpu={search.trials_per_gpu}: only trials of one GPU worker share "
+            "a GPU; set cluster.gpu=true and cluster.workers=1"
+        )
+    by = search.confirm.by if search.confirm else None
+    if by is not None and (by not in sweep.space or not sweep.space[by].labelled()):
+        raise UserError(
+            f"search.confirm.by={by}: no choice or grid of this space; there are "
+            f"{', '.join(key for key, d in sweep.space.items() if d.labelled()) or 'none'}"
+        )
+    if search.scheduler.kind == "pbt":
+        _check_population(sweep)
+
+
+def _check_dimension(sweep: Sweep, key: str, dimension: Dimension) -> None:
+    """Whether every value suits the run, the field may vary, and its conditions can be met."""
+    bounds = dimension.uniform or dimension.loguniform
+    for value in bounds or dimension.labelled().values():
+        try:
+            with_values(sweep.run, {key: value})
+        except UserError as error:
+            raise UserError(f"space.{key}: {error}") from None
+    if key in FIXED or key.split(".")[0] in FIXED:
+        raise UserError(f"space.{key}: this can't vary in a sweep; seeds go to search.seeds")
+    for other, labels in dimension.when.items():
+        known = sweep.space[other].labelled() if other in sweep.space else {}
+        if missing := [label for label in labels if label not in known]:
+            raise UserError(
+                f"space.{key}.when.{other}={missing}: no such label there; it has "
+                f"{', '.join(known) or 'none: it is no choice or grid of this space'}"
+            )
+
+
+def _check_measured(sweep: Sweep) -> None:
+    """Whether trials measure, and when they are compared, what ranks them."""
+    run, search = sweep.run, sweep.search
     unit = "gpu" if run.cluster.gpu else "cpu"
     if wrong := [name for name in search.also if name.startswith("perf/") and unit not in name]:
         raise UserError(
@@ -136,19 +161,6 @@ def _check_against_run(sweep: Sweep) -> None:
                 f"evaluation.every={every} steps, up to train.steps={run.train.steps}; give a "
                 "multiple within that"
             )
-    if search.trials_per_gpu > 1 and (run.cluster.workers > 1 or not run.cluster.gpu):
-        raise UserError(
-            f"search.trials_per_gpu={search.trials_per_gpu}: only trials of one GPU worker share "
-            "a GPU; set cluster.gpu=true and cluster.workers=1"
-        )
-    by = search.confirm.by if search.confirm else None
-    if by is not None and (by not in sweep.space or not sweep.space[by].labelled()):
-        raise UserError(
-            f"search.confirm.by={by}: no choice or grid of this space; there are "
-            f"{', '.join(key for key, d in sweep.space.items() if d.labelled()) or 'none'}"
-        )
-    if search.scheduler.kind == "pbt":
-        _check_population(sweep)
 
 
 def _check_population(sweep: Sweep) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -125,13 +125,13 @@ def make_shard(task: ShardTask) -> int:
         "captions_empty": sum(record.empty for record in records),
         "rejected": rejected,
     }
-    task.store.write(f"{place}.json", _json(sidecar))
+    task.store.write_json(f"{place}.json", sidecar)
     return len(source.entries)
 
 
 def _finish(data: config.Data, source: Source, store: Store, prefix: str, names: list[str]) -> None:
     """List the rejected keys, judge them, and write the manifest."""
-    sidecars = [json.loads(store.read(f"{prefix}/shards/{name}.json")) for name in names]
+    sidecars = [store.read_json(f"{prefix}/shards/{name}.json") for name in names]
     rejected = [reject for sidecar in sidecars for reject in sidecar["rejected"]]
     lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejected)
     store.write(f"{prefix}/rejected.jsonl", lines.encode())
@@ -167,7 +167,7 @@ def _finish(data: config.Data, source: Source, store: Store, prefix: str, names:
         digest="",
     )
     manifest = manifest.model_copy(update={"digest": content_digest(manifest, table)})
-    store.write(f"{prefix}/manifest.json", _json(manifest.model_dump()))
+    store.write_json(f"{prefix}/manifest.json", manifest.model_dump())
 
 
 def _problem(data: config.Data, total: int, rejected: list[dict[str, str]]) -> str:
@@ -181,7 +181,3 @@ def _problem(data: config.Data, total: int, rejected: list[dict[str, str]]) -> s
         f"data.max_rejected={data.max_rejected}: {len(rejected)} of {total} pictures cannot be "
         f"used ({first}, ...); mend them or allow more"
     )
-
-
-def _json(document: Any) -> bytes:
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()

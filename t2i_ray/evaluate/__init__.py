@@ -5,6 +5,7 @@ from t2i_ray.evaluate.distances import check_libraries, frechet_distance
 from t2i_ray.evaluate.features import FeatureModel, Features
 from t2i_ray.evaluate.matching import Matcher
 from t2i_ray.evaluate.measure import measure
+from t2i_ray.evaluate.pictures import RealPictures
 from t2i_ray.evaluate.reader import Reader, ensure_reader, load_reader
 from t2i_ray.evaluate.values import Measures, Value
 
@@ -16,6 +17,7 @@ __all__ = [
     "Matcher",
     "Measures",
     "Reader",
+    "RealPictures",
     "Value",
     "check_libraries",
     "ensure_reader",

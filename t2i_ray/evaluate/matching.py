@@ -96,6 +96,10 @@ class Scored:
         return found
 
 
+HEAD_TENSORS = ("discriminator", "encoder")  # what of_discriminator reads of a checkpoint
+PRETRAINED_TENSORS = ("tower", "encoder_ema")  # and of_pretrained
+
+
 def of_discriminator(checkpoint: Checkpoint) -> Scored | None:
     """The discriminator's own matching head; None: the run had no train.matching.
 

@@ -10,7 +10,7 @@ from t2i_ray.data import Prepared
 from t2i_ray.evaluate.agreement import Agreement, agreements_of, mean_interval
 from t2i_ray.evaluate.features import FeatureModel, OfReader
 from t2i_ray.evaluate.matching import Matcher
-from t2i_ray.evaluate.pictures import Generate, Pictures
+from t2i_ray.evaluate.pictures import Generate, Pictures, RealPictures
 from t2i_ray.evaluate.reader import Reader
 from t2i_ray.evaluate.taking import Taking
 from t2i_ray.evaluate.values import Measures
@@ -29,6 +29,7 @@ def measure(
     matchers: Sequence[Matcher] = (),
     data: config.Data | None = None,
     resamples: int = 0,
+    real: RealPictures | None = None,
 ) -> Measures:
     """Generate from captions of a split and measure what came out.
 
@@ -46,6 +47,7 @@ def measure(
         matchers: that R-precision is taken with.
         data: config of the data; None: the reader's.
         resamples: behind the interval of a distance, means have five times as many; 0: none.
+        real: the split's real pictures, if they are kept from one evaluation to the next.
 
     Raises:
         UserError: the split has fewer than four pictures, or a library is missing.
@@ -53,7 +55,7 @@ def measure(
     data = data or (reader.data if reader else None)
     if data is None:
         raise ValueError("measure: give a reader, or data")
-    pictures = Pictures(prepared, data, generate, split, count, seed)
+    pictures = Pictures(prepared, data, generate, split, count, seed, real)
     by_reader = [OfReader(reader)] if reader else []
     taking = Taking(pictures, [*by_reader, *models], matchers, resamples)
     agreements: list[Agreement] = []

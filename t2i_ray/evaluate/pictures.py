@@ -22,6 +22,40 @@ CAPTIONS, NOISES = 100, 8  # of the pictures that show how far noise changes a c
 Generate = Callable[[np.ndarray], np.ndarray]
 
 
+class RealPictures:
+    """Real pictures of a split, and their features: the same for all evaluations of a run.
+
+    Args:
+        prepared: the data.
+        data: its config.
+        split: whose pictures.
+    """
+
+    def __init__(self, prepared: Prepared, data: config.Data, split: str) -> None:
+        self._made_of = prepared, data, split
+        self._features: dict[str, Features] = {}
+
+    @cached_property
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        return real_pictures(*self._made_of)
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """Each once, at most 4096: uint8 [r, S, S, 3]."""
+        return self._drawn[0]
+
+    @property
+    def captions(self) -> np.ndarray:
+        """A caption of each, int64 [r]."""
+        return self._drawn[1]
+
+    def features(self, model: FeatureModel) -> Features:
+        """Of all of them, by a model that is told from others by its name."""
+        if model.name not in self._features:
+            self._features[model.name] = model(self.pictures)
+        return self._features[model.name]
+
+
 class Pictures:
     """All pictures of one evaluation, and their features, each made when it is first asked for.
 
@@ -33,6 +67,7 @@ class Pictures:
         split: whose captions, and whose real pictures, are used.
         count: pictures to generate.
         seed: of the choice of captions.
+        real: the split's real pictures, if somebody keeps them; None: they are drawn.
 
     Raises:
         UserError: the split has fewer than four pictures.
@@ -46,6 +81,7 @@ class Pictures:
         split: str,
         count: int,
         seed: int,
+        real: RealPictures | None = None,
     ) -> None:
         pictures = len(prepared.ids(split))
         if pictures < 4:
@@ -57,6 +93,7 @@ class Pictures:
         self.samples, self.captions = choose_captions(prepared, split, count, seed)
         self._generate = generate
         self.generated = self._draw(self.captions)
+        self._real = real or RealPictures(prepared, data, split)
         self._features: dict[tuple[str, str], Features] = {}
 
     def _draw(self, captions: np.ndarray) -> np.ndarray:
@@ -73,19 +110,15 @@ class Pictures:
         """Generated pictures of several_captions, 8 noises each: uint8 [c * 8, S, S, 3]."""
         return self._draw(np.repeat(self.several_captions, NOISES))
 
-    @cached_property
-    def _real(self) -> tuple[np.ndarray, np.ndarray]:
-        return real_pictures(self.prepared, self.data, self.split)
-
     @property
     def real(self) -> np.ndarray:
         """Real pictures of the split, each once, at most 4096: uint8 [r, S, S, 3]."""
-        return self._real[0]
+        return self._real.pictures
 
     @property
     def real_captions(self) -> np.ndarray:
         """A caption of each real picture, int64 [r]."""
-        return self._real[1]
+        return self._real.captions
 
     @cached_property
     def training_ids(self) -> np.ndarray:
@@ -106,6 +139,8 @@ class Pictures:
 
     def features(self, model: FeatureModel, which: str) -> Features:
         """Of "generated", "several", "real", "training" or "mirrored" training pictures."""
+        if which == "real":
+            return self._real.features(model)
         key = model.name, which
         if key not in self._features:
             if which == "training":

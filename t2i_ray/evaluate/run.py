@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +18,19 @@ from t2i_ray.evaluate.bootstrap import RESAMPLES
 from t2i_ray.evaluate.distances import check_libraries
 from t2i_ray.evaluate.features import FeatureModel, load_own
 from t2i_ray.evaluate.inception import OfInception
-from t2i_ray.evaluate.matching import Matcher, of_discriminator, of_pretrained
+from t2i_ray.evaluate.matching import (
+    HEAD_TENSORS,
+    PRETRAINED_TENSORS,
+    Matcher,
+    of_discriminator,
+    of_pretrained,
+)
 from t2i_ray.evaluate.measure import measure
 from t2i_ray.evaluate.reader import Reader, ensure_reader, load_reader
 from t2i_ray.evaluate.values import Measures
-from t2i_ray.generate import Pipeline
+from t2i_ray.generate import MODEL_TENSORS, Pipeline
 from t2i_ray.runs import RunRecord, read_run, run_store, write_run
-from t2i_ray.storage import MissingKey, Store
+from t2i_ray.storage import Store
 
 ALL = "all"
 
@@ -81,7 +86,7 @@ def evaluate_run(
     """
     wanted = wanted or Wanted()
     folder = run_store(store, record.name)
-    checkpoint = Checkpoints(folder.within("checkpoints"), keep=1).latest()
+    checkpoint = _newest(folder, (*MODEL_TENSORS, *HEAD_TENSORS))
     if checkpoint is None:
         raise UserError(f"run {record.name!r}: it has no checkpoint yet; let it train on")
     prepared = open_prepared(store, record.data)
@@ -117,6 +122,11 @@ def evaluate_run(
     return f"{record.name}, step {checkpoint.step}: {measures.table()}" + (
         "" if shown else f"\nMLflow did not take these yet: t2i-ray sync {record.name}"
     )
+
+
+def _newest(folder: Store, parts: tuple[str, ...]) -> Checkpoint | None:
+    """A run's newest checkpoint, of its tensors only these parts."""
+    return Checkpoints(folder.within("checkpoints"), keep=1).latest(only=parts)
 
 
 class Draw:
@@ -161,8 +171,8 @@ class Tools:
         head = of_discriminator(checkpoint)
         matchers: list[Matcher] = [head] if head else []
         if name := wanted.matcher:
-            there = run_store(store, name).within("checkpoints")
-            matchers.append(of_pretrained(name, Checkpoints(there, keep=1).latest()))
+            pretrained = _newest(run_store(store, name), PRETRAINED_TENSORS)
+            matchers.append(of_pretrained(name, pretrained))
         lacking = _lacking(
             attributes=bool(prepared.attributes),
             features=bool(prepared.attributes or inception or wanted.features),
@@ -231,20 +241,12 @@ def _keep(folder: Store, step: int, measures: Measures, prepared: Prepared) -> N
     """Write the document, and the pictures nearest to training pictures."""
     key = f"evaluation/{measures.split}.json"
     document = {"step": step, "metrics": measures.metrics, **measures.to_json()}
-    folder.write(key, json.dumps(_joined(_read(folder, key), document), indent=1).encode())
+    folder.write_json(key, _joined(folder.read_json(key, {}), document))
     if measures.pairs:
         captions = [prepared.captions[pair.caption] for pair in measures.pairs]
         images = [image for pair in measures.pairs for image in (pair.generated, pair.training)]
         grid = report.sample_grid(np.stack(images), captions)
         folder.write(f"evaluation/{measures.split}_nearest.png", grid)
-
-
-def _read(folder: Store, key: str) -> dict[str, Any]:
-    try:
-        document = json.loads(folder.read(key))
-    except (MissingKey, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from t2i_ray.compare import statistics
+from t2i_ray.compare import markdown_table, statistics
 from t2i_ray.config import Sweep
 from t2i_ray.runs import PRUNED, STEP, RunRecord, Scores, Stage, read_run, run_store
 from t2i_ray.storage import Store
@@ -86,7 +86,7 @@ class Part:
 
     def markdown(self) -> str:
         """A table for people."""
-        return f"{self.caption()}\n\n{_markdown(self.columns(), self.lines())}"
+        return f"{self.caption()}\n\n{markdown_table(self.columns(), self.lines())}"
 
     def table(self) -> Table:
         """The same for a terminal."""
@@ -99,7 +99,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Ended:
+class Standing:
     """How a trial stands."""
 
     name: str
@@ -119,7 +119,7 @@ class Answer:
     """What the search found, and what was confirmed."""
 
     parts: list[Part]
-    trials: list[Ended]
+    trials: list[Standing]
 
     @property
     def failures(self) -> list[str]:
@@ -152,7 +152,7 @@ class Answer:
     def markdown(self) -> str:
         """Tables for people: the settings, then every trial."""
         columns = ["trial", "setting", "status", "step", "reason"]
-        trials = _markdown(columns, [trial.cells() for trial in self.trials])
+        trials = markdown_table(columns, [trial.cells() for trial in self.trials])
         return "\n".join([*(part.markdown() for part in self.parts), trials])
 
     def text(self) -> str:
@@ -172,16 +172,16 @@ def collect(store: Store, sweep: Sweep, trials: list[Trial], reasons: Mapping[st
         for stage in stages
         if stage == "search" or any(trial.stage == stage for trial in trials)
     ]
-    return Answer(parts, [_ended(store, trial, reasons) for trial in trials])
+    return Answer(parts, [_standing(store, trial, reasons) for trial in trials])
 
 
-def _ended(store: Store, trial: Trial, reasons: Mapping[str, str]) -> Ended:
+def _standing(store: Store, trial: Trial, reasons: Mapping[str, str]) -> Standing:
     record = read_run(store, trial.name)
     if record is None:
         reason = reasons.get(trial.name, "")
         status = "FAILED" if reason else "not begun"
-        return Ended(trial.name, None, trial.setting.label, status, 0, reason)
-    return Ended(
+        return Standing(trial.name, None, trial.setting.label, status, 0, reason)
+    return Standing(
         trial.name, record.key, trial.setting.label, record.status, record.step, record.reason or ""
     )
 
@@ -198,12 +198,6 @@ def winners(store: Store, sweep: Sweep, trials: list[Trial]) -> list[Setting]:
             setting = settings[row.setting]
             found.setdefault(setting.labels[confirm.by] if confirm.by else "", setting)
     return list(found.values())
-
-
-def _markdown(columns: list[str], lines: list[list[str]]) -> str:
-    rows = [columns, ["---"] * len(columns), *lines]
-    safe = ([" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows)
-    return "".join(f"| {' | '.join(row)} |\n" for row in safe)
 
 
 def _part(store: Store, sweep: Sweep, stage: Stage, trials: list[Trial]) -> Part:

@@ -79,7 +79,7 @@ def _announce(store: Store, sweep: Sweep, plan: Plan, parent: tracking.Parent, m
 
 def _parent(sweep: Sweep, key: str, commit: str, diff: str) -> tracking.Parent:
     """The sweep's own run in MLflow."""
-    tags = {"t2i_ray.sweep": sweep.name}
+    tags = {tracking.SWEEP_TAG: sweep.name}
     about = tracking.describe(sweep.run, key=key, git_commit=commit, git_diff=diff, tags=tags)
     document = sweep.model_dump(mode="json", include={"space", "search"})
     return tracking.Parent(tracking.resolve(sweep.run), tracking.of_sweep(about, document))

@@ -17,6 +17,7 @@ from t2i_ray.config import Sweep
 from t2i_ray.runs import STEP, read_run
 from t2i_ray.storage import Store
 from t2i_ray.sweep.plan import Plan
+from t2i_ray.tracking import SETTING_TAG
 from t2i_ray.train import duration
 
 SHOWN = 12  # rows of the table: those that run, and the newest of the others
@@ -83,7 +84,7 @@ class Progress(tune.Callback):  # type: ignore[misc] # no stubs
         if score is not None and step == steps:
             sign = 1 if self._sweep.search.mode == "max" else -1
             if self._best is None or sign * score > sign * self._best[0]:
-                self._best = (score, task["tags"]["t2i_ray.setting"])
+                self._best = (score, task["tags"][SETTING_TAG])
         state = "waits" if step == task.get("until") else "stopped"
         state = "finished" if step == steps else state
         self._end(name_of(trial), state, step, score)

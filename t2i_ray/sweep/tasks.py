@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from t2i_ray import tracking
 from t2i_ray.config import Config, Sweep, UserError, names_while_training
 from t2i_ray.data import open_prepared
 from t2i_ray.launch import (
@@ -83,15 +84,15 @@ class Tasks:
                 "test": confirm.samples if confirm and trial.stage == "confirm" else 0,
                 "tags": {
                     **self.parent,
-                    "t2i_ray.sweep": self._sweep.name,
-                    "t2i_ray.setting": trial.setting.label,
-                    "t2i_ray.values": json.dumps(
+                    tracking.SWEEP_TAG: self._sweep.name,
+                    tracking.SETTING_TAG: trial.setting.label,
+                    tracking.VALUES_TAG: json.dumps(
                         {
                             key: trial.setting.labels[key] if isinstance(value, dict) else value
                             for key, value in trial.setting.values.items()
                         }
                     ),
-                    "t2i_ray.stage": trial.stage,
+                    tracking.STAGE_TAG: trial.stage,
                 },
                 **more,
             },

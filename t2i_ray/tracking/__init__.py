@@ -1,9 +1,16 @@
 """MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
 
-from t2i_ray.tracking.about import About, Dataset, describe
+from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe
 from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
-from t2i_ray.tracking.parent import Parent, of_sweep
+from t2i_ray.tracking.parent import (
+    SETTING_TAG,
+    STAGE_TAG,
+    SWEEP_TAG,
+    VALUES_TAG,
+    Parent,
+    of_sweep,
+)
 from t2i_ray.tracking.server import (
     Destination,
     announce,
@@ -14,6 +21,11 @@ from t2i_ray.tracking.server import (
 from t2i_ray.tracking.tracker import Tracker, add, sync
 
 __all__ = [
+    "REASON_TAG",
+    "SETTING_TAG",
+    "STAGE_TAG",
+    "SWEEP_TAG",
+    "VALUES_TAG",
     "About",
     "Dataset",
     "Destination",

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
-SWEEP_TAG = "t2i_ray.sweep"
+#: Of a sweep's runs: which sweep, what is tried (for people, and as JSON), and in which stage.
+SWEEP_TAG, SETTING_TAG = "t2i_ray.sweep", "t2i_ray.setting"
+VALUES_TAG, STAGE_TAG = "t2i_ray.values", "t2i_ray.stage"
 
 
 def of_sweep(about: About, sweep: Mapping[str, Any]) -> About:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ from t2i_ray.train.progress import Progress
 from t2i_ray.train.pulse import Pulse
 
 if TYPE_CHECKING:
+    from t2i_ray.evaluate import Reader, RealPictures
     from t2i_ray.train.loop import Job
 
 GRID_CAPTIONS = 8
@@ -196,8 +198,7 @@ class Chief(Bystander):
         from t2i_ray import evaluate
 
         self._refresh(step, family)
-        reader = evaluate.load_reader(self._root, self._prepared, self._config.data)
-
+        reader, real = self._judges
         part = itertools.count()
 
         def generate(captions: np.ndarray) -> np.ndarray:
@@ -212,7 +213,19 @@ class Chief(Bystander):
             split="val",
             count=evaluation.samples,
             chosen=evaluation.measures,
+            real=real,
         ).metrics
+
+    @cached_property
+    def _judges(self) -> tuple[Reader, RealPictures]:
+        """What all evaluations of a run judge by, read at the first one."""
+        from t2i_ray import evaluate
+
+        data = self._config.data
+        return (
+            evaluate.load_reader(self._root, self._prepared, data),
+            evaluate.RealPictures(self._prepared, data, "val"),
+        )
 
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,28 +62,14 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
-    store = open_store(config.storage)
-    prepared = open_prepared(store, job.data)
-    folder = run_store(store, config.name).within("checkpoints")
-    checkpoints = Checkpoints(
-        folder, keep=config.checkpoint.keep, best_mode=config.checkpoint.best_mode
-    )
-    checkpoint = _agreed_checkpoint(checkpoints, worker)
-    encoder = _encoder(config, prepared, checkpoint, job)
-    rows = caption_rows(encoder, prepared.captions, store)
-    feed = Feed(config, prepared, rows, worker.device)
-    weights = _weights(job, store, checkpoint)
-    objective = _objective(config, encoder, worker, weights, feed.words)
-    role = Chief if worker.is_chief else Bystander
-    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed)
-
-    step = checkpoint.step if checkpoint else 0
+    step, feed, objective, chief = _open(job, config, worker)
+    resumed = step > 0
     micro_batches = config.train.micro_batches
     last = config.train.steps if job.until is None else job.until
     status: Status = "FINISHED" if last == config.train.steps else "RUNNING"
     reason = None
     try:
-        if checkpoint and report:  # the attempt before may have died right before it could
+        if resumed and report:  # the attempt before may have died right before it could
             report(step, chief.measured)
         while step < last:
             pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
@@ -114,6 +100,34 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     finally:
         published = chief.close()
     return Outcome(status, step, reason, published)
+
+
+class _Opened(NamedTuple):
+    """All that a worker's loop works with."""
+
+    step: int  # of the checkpoint that it goes on from; 0: from scratch
+    feed: Feed
+    objective: Objective
+    chief: Bystander
+
+
+def _open(job: Job, config: Config, worker: Worker) -> _Opened:
+    """As the newest sound checkpoint has it, or anew."""
+    store = open_store(config.storage)
+    prepared = open_prepared(store, job.data)
+    checkpoints = Checkpoints(
+        run_store(store, config.name).within("checkpoints"),
+        keep=config.checkpoint.keep,
+        best_mode=config.checkpoint.best_mode,
+    )
+    checkpoint = _agreed_checkpoint(checkpoints, worker)
+    encoder = _encoder(config, prepared, checkpoint, job)
+    feed = Feed(config, prepared, caption_rows(encoder, prepared.captions, store), worker.device)
+    weights = _weights(job, store, checkpoint)
+    objective = _objective(config, encoder, worker, weights, feed.words)
+    role = Chief if worker.is_chief else Bystander
+    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed)
+    return _Opened(checkpoint.step if checkpoint else 0, feed, objective, chief)
 
 
 def _checkpoint_due(config: Config, step: int) -> bool:
