@@ -109,9 +109,7 @@ class Pipeline:
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """One noise vector per seed, [n, noise_dim]; the same seed gives the same noise."""
-        dim = self.config.model.noise_dim
-        rows = [counter_rng(seed, "generate").standard_normal(dim, np.float32) for seed in seeds]
-        return torch.from_numpy(np.stack(rows))
+        return noise_of(seeds, self.config.model.noise_dim)
 
     @torch.inference_mode()
     def draw(self, codes: Tensor, noise: Tensor) -> np.ndarray:
@@ -122,6 +120,12 @@ class Pipeline:
     def images(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         """One uint8 picture per caption and seed, [n, S, S, 3]."""
         return self.draw(self.encode(captions), self.noise(seeds))
+
+
+def noise_of(seeds: Sequence[int], dim: int) -> Tensor:
+    """One standard normal vector per seed, [n, dim]."""
+    rows = [counter_rng(seed, "generate").standard_normal(dim, np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
 
 
 def float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -238,37 +238,41 @@ class Matcher(nn.Module):
 
     def forward(self, features: Tensor, code: Tensor) -> Tensor:
         """W_i f [b, c, 4, 4], code [b, text_in] -> logits [b, b], pictures by captions."""
-        image = normalize(self.image(features.flatten(1)))  # [b, 16 * c] -> [b, dim]
         text = normalize(self.text(code))  # [b, text_in] -> [b, dim]
-        return image @ text.T / TEMPERATURE  # [b, b]
+        return self.pictures(features) @ text.T / TEMPERATURE  # [b, b]
+
+    def pictures(self, features: Tensor) -> Tensor:
+        """W_i f [b, c, 4, 4] -> codes of pictures [b, dim] of length 1."""
+        code: Tensor = normalize(self.image(features.flatten(1)))  # [b, 16 * c] -> [b, dim]
+        return code
 
 
-def reserve_statistics(generator: nn.Module) -> None:
+def reserve_statistics(module: nn.Module) -> None:
     """Make room for fixed BatchNorm statistics, so that they are saved and loaded."""
-    for norm in _norms(generator):
+    for norm in _norms(module):
         norm.running_mean = torch.zeros_like(norm.weight, requires_grad=False)
         norm.running_var = torch.ones_like(norm.weight, requires_grad=False)
 
 
 @torch.no_grad()
-def estimate_statistics(generator: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Fix a generator's BatchNorm statistics to their mean over batches of (noise, code).
+def estimate_statistics(module: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Fix a module's BatchNorm statistics to their mean over batches of its inputs.
 
-    Leaves the generator in eval mode, where it uses them: each picture then depends on its own
-    noise and caption alone. Weights are untouched.
+    Leaves the module in eval mode, where it uses them: what it makes of one input then depends on
+    no other. Weights are untouched.
     """
-    reserve_statistics(generator)
-    norms = _norms(generator)
-    generator.train()
+    reserve_statistics(module)
+    norms = _norms(module)
+    module.train()
     for norm in norms:
         norm.track_running_stats = True
-    for count, (noise, code) in enumerate(batches, start=1):
+    for count, inputs in enumerate(batches, start=1):
         for norm in norms:
             norm.momentum = 1 / count  # a running mean over all batches so far
-        generator(noise, code)
+        module(*inputs)
     for norm in norms:
         norm.track_running_stats = False
-    generator.eval()
+    module.eval()
 
 
 def _norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:

@@ -81,6 +81,10 @@ class Tower(nn.Module):
         logits: Tensor = self.matcher(self.trunk(images), code)
         return logits
 
+    def pictures(self, images: Tensor) -> Tensor:
+        """Pictures [b, 3, S, S] -> their codes [b, dim], of length 1."""
+        return self.matcher.pictures(self.trunk(images))
+
 
 class Autoencode(Objective):
     """The code alone must rebuild its caption, word by word.

@@ -189,6 +189,17 @@ def test_evaluate(runner: Runner, unbroken: str) -> None:
     assert len(history) == 1  # measured again, shown once
 
 
+def test_a_measure_is_the_same_while_training_and_afterwards(runner: Runner, unbroken: str) -> None:
+    own = ["--measures", "own", "--split", "val", "--count", "64"]
+    runner.run("evaluate", unbroken, *own, "-s", str(runner.folder / "store"))
+    place = runner.folder / f"store/runs/{unbroken}/evaluation/val.json"
+    afterwards = json.loads(place.read_text())["metrics"]
+    measured = runner.checkpoint(unbroken).documents["state"]["measured"]
+    assert {key for key in measured if key.startswith("val/")} == set(afterwards)
+    for name, value in afterwards.items():
+        assert measured[name] == pytest.approx(value, rel=1e-3), name
+
+
 def test_prepare_a_folder_and_train_on_it(runner: Runner, tmp_path: Path) -> None:
     lines = []
     for i, colour in enumerate(("red", "green", "blue", "yellow") * 12):

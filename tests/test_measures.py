@@ -24,7 +24,7 @@ from t2i_ray.config import (
     SyntheticFlowers,
     UserError,
     larger_is_better,
-    names_while_training,
+    names_taken,
     parse_config,
     validate,
 )
@@ -34,6 +34,7 @@ from t2i_ray.evaluate import (
     Features,
     Matcher,
     Measures,
+    Seeds,
     bootstrap,
     distances,
     features,
@@ -42,7 +43,7 @@ from t2i_ray.evaluate import (
     measure,
     reader,
 )
-from t2i_ray.evaluate.run import Draw, Wanted, chosen_groups, evaluate_run
+from t2i_ray.evaluate.run import Wanted, chosen_groups, evaluate_run
 from t2i_ray.family import Piece
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.generate import Pipeline
@@ -486,13 +487,20 @@ def test_the_docs_name_all_of_them() -> None:
         assert f"| {better}" in line
 
 
-def test_names_while_training() -> None:
-    assert names_while_training(["agreement", "frechet"], ["scent"]) == [
+def test_names_of_what_is_taken() -> None:
+    assert names_taken(["agreement", "frechet"], ["scent"], []) == [
         "agreement/mean",
         "frechet_reader",
         "agreement/scent",
     ]
-    assert names_while_training(["precision_recall"], []) == ["precision_reader", "recall_reader"]
+    assert names_taken(["agreement", "precision_recall"], [], []) == []
+    assert names_taken([*GROUPS], [], ["inception"])[:2] == ["fid", "kid"]
+    assert names_taken(["frechet", "r_precision"], ["scent"], ["matching"]) == [
+        "frechet_reader",
+        "frechet_matching",
+        "r_precision_matching",
+    ]
+    assert set(GROUPS) == {kind.group for kind in KINDS.values()}
 
 
 # ------------------------------------------------------------------------- feature models
@@ -792,7 +800,7 @@ def test_pictures_without_attributes(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     weights = tmp_path / "own.safetensors"
     file.write_text(f"name: means\nweights: {weights}\ntarget: {__name__}:Means\n")
-    with pytest.raises(UserError, match=r"no attributes in this data.*or with --inception"):
+    with pytest.raises(UserError, match=r"no attributes in this data.*--inception"):
         evaluated(store, plain)
     with pytest.raises(UserError, match="--measures agreement: no attributes"):
         evaluated(store, plain, groups=["agreement"], features=file)
@@ -809,13 +817,18 @@ def test_a_caption_that_comes_again_is_drawn_with_another_noise(
     assert checkpoint is not None
     pipeline = Pipeline.from_checkpoint(checkpoint)
     ids = np.array([3, 4, 3])
-    drawn = Draw(pipeline, prepared, seed=0)(ids)
+    count = len(prepared.captions)
+
+    def draw(seed: int) -> np.ndarray:
+        return pipeline.images([prepared.captions[i] for i in ids], Seeds(count, seed)(ids))
+
+    drawn = draw(seed=0)
     assert (drawn[0] != drawn[2]).any()
     # The first time, noise is by the caption's number, as it always was.
     texts = [prepared.captions[i] for i in (3, 4)]
     assert (drawn[:2] == pipeline.images(texts, [3, 4])).all()
-    assert (Draw(pipeline, prepared, seed=0)(ids) == drawn).all()
-    assert (Draw(pipeline, prepared, seed=1)(ids) != drawn).any()
+    assert (draw(seed=0) == drawn).all()
+    assert (draw(seed=1) != drawn).any()
 
 
 def test_groups_by_commas() -> None:

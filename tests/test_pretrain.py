@@ -112,6 +112,17 @@ def test_a_gan_begins_with_the_pretrained_encoder(
             "evaluate", unbroken, *judge, "-s", str(runner.folder / "store"), env={"COLUMNS": "200"}
         )
         assert "r_precision_matching" in output
+        settings = {
+            "evaluation.every": "10",
+            "evaluation.samples": "32",
+            "evaluation.measures": "[frechet, r_precision]",
+            "evaluation.matcher": name,
+        }
+        judged = [f"{key}={value}" for key, value in settings.items()]
+        runner.train_without_ray("judged", unbroken, *judged, "train.steps=10")
+        measured = runner.checkpoint("judged").documents["state"]["measured"]
+        names = {"val/frechet_reader", "val/frechet_matching", "val/r_precision_matching"}
+        assert names == {key for key in measured if key.startswith("val/")}
 
     for kind in ("tuned", "frozen"):
         start = [f"encoder.init_from={place}", f"encoder.train={kind}", "train.steps=10"]

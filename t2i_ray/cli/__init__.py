@@ -193,8 +193,8 @@ def evaluate(
     measures: Annotated[
         str | None,
         typer.Option(
-            help="Groups by commas, such as frechet,kernel, or all (docs/measures.md lists them). "
-            "None: what takes little time."
+            help="Groups by commas, such as frechet,kernel (docs/measures.md lists them), or all, "
+            "or own: the run's evaluation.measures. None: what takes little time."
         ),
     ] = None,
     inception: Annotated[
@@ -210,7 +210,7 @@ def evaluate(
     ] = None,
     matcher: Annotated[
         str | None,
-        typer.Option(help="A run of pretrain-encoder by matching: R-precision by it."),
+        typer.Option(help="A run of pretrain-encoder by matching, to measure by as well."),
     ] = None,
     allow_target: AllowTarget = None,
     storage: StorageUri = HOME,

@@ -7,17 +7,28 @@ what a result document says of a direction are all read off it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
 from t2i_ray.config.fields import CLASS, Section, operational
 
 READER, INCEPTION = "reader", "inception"
-#: What can be taken while training, all of it in the reader's features.
-TrainingGroup = Literal["agreement", "frechet", "kernel", "precision_recall", "diversity"]
+#: The model that matches pictures with captions, made by pretrain-encoder.
+MATCHING = "matching"
+Group = Literal[
+    "agreement",
+    "frechet",
+    "kernel",
+    "precision_recall",
+    "inception_score",
+    "diversity",
+    "memory",
+    "joint",
+    "r_precision",
+]
 MODEL = "[a-z][a-z0-9]*"  # no underscore, so that no two templates can make the same name
 ATTRIBUTE = r"[\w-]+"
 
@@ -60,11 +71,11 @@ KINDS = {
         Kind("r_precision", "r_precision_{model}", True),
     )
 }
-GROUPS = tuple(dict.fromkeys(kind.group for kind in KINDS.values()))
+GROUPS = get_args(Group)
 #: What ``t2i-ray evaluate`` takes unless told otherwise: little time, no library besides ours.
 CHEAP = ("agreement", "frechet", "diversity", "memory", "r_precision")
 #: What is taken while training unless told otherwise.
-WHILE_TRAINING: list[TrainingGroup] = ["agreement", "frechet"]
+WHILE_TRAINING: list[Group] = ["agreement", "frechet"]
 #: What may rank settings: a pattern of names without their split.
 RANKED = "|".join(kind.pattern for kind in KINDS.values() if kind.larger is not None)
 
@@ -76,11 +87,29 @@ def larger_is_better(metric: str) -> bool | None:
     return kinds[0].larger if kinds else None
 
 
-def names_while_training(groups: Iterable[str], attributes: Iterable[str]) -> list[str]:
-    """The names, without their split, that these groups give in the reader's features."""
-    chosen = [kind for kind in KINDS.values() if kind.group in set(groups)]
-    names = [kind.name(READER) for kind in chosen]
-    if KINDS["agreement"] in chosen:
+def names_taken(
+    groups: Collection[str], attributes: Collection[str], models: Iterable[str]
+) -> list[str]:
+    """The names, without their split, that these groups give.
+
+    Args:
+        groups: of measures.
+        attributes: that the reader reads; without any there is no reader.
+        models: others by which it is measured: INCEPTION, MATCHING.
+    """
+    eyes = [*([READER] if attributes else []), *models]
+    by = {
+        "agreement": ["mean"] if attributes else [],
+        "inception_score": [INCEPTION] if INCEPTION in eyes else [],
+        "r_precision": [MATCHING] if MATCHING in eyes else [],
+    }
+    names = [
+        kind.name(model)
+        for kind in KINDS.values()
+        if kind.group in groups
+        for model in by.get(kind.group, eyes)
+    ]
+    if "agreement" in groups:
         names += [KINDS["agreement"].template.format(attribute=name) for name in attributes]
     return names
 

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from t2i_ray.config.data import Data
 from t2i_ray.config.encoders import EncoderConfig, Recurrent
 from t2i_ray.config.fields import CLASS, Section, identity, operational
-from t2i_ray.config.measures import WHILE_TRAINING, TrainingGroup
+from t2i_ray.config.measures import INCEPTION, MATCHING, WHILE_TRAINING, Group
 
 PRETRAINING = ("matching", "autoencode")
 
@@ -164,14 +164,28 @@ class Evaluation(Section):
 
     every: int = operational(0, doc="Steps between two evaluations; 0: none.", ge=0)
     samples: int = operational(512, doc="Pictures generated for one evaluation.", ge=2)
-    measures: list[TrainingGroup] = operational(
-        WHILE_TRAINING, doc="What is measured, all by the reader.", min_length=1
+    measures: list[Group] = operational(
+        WHILE_TRAINING,
+        doc="What is measured: by the reader where data has attributes, and by what is given "
+        "below. What nothing can be measured by is left out.",
+        min_length=1,
     )
     inception: str | None = operational(
         None,
-        doc="Path of Inception's weights as .safetensors, by which t2i-ray evaluate measures as "
-        "well (not used while training); see docs/measures.md.",
+        doc="Path of Inception's weights as .safetensors, by which to measure as well; see "
+        "docs/measures.md.",
     )
+    matcher: str | None = operational(
+        None,
+        doc="A run of pretrain-encoder by matching in the same storage, by which to measure as "
+        "well: R-precision, and distances in its codes of pictures.",
+    )
+
+    @property
+    def models(self) -> list[str]:
+        """Names of what pictures are measured by besides the reader."""
+        given = {INCEPTION: self.inception, MATCHING: self.matcher}
+        return [name for name, value in given.items() if value]
 
 
 class Storage(Section):

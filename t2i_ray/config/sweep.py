@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i_ray.config.fields import Section
-from t2i_ray.config.measures import names_while_training
+from t2i_ray.config.measures import names_taken
 from t2i_ray.config.reading import UserError, parse_config, read_yaml, set_value, validate
 from t2i_ray.config.search import Dimension, Search
 from t2i_ray.config.sections import Config
@@ -144,7 +144,7 @@ def _check_measured(sweep: Sweep) -> None:
             f"evaluation.every={every}: trials are ranked by {search.metric}, which is measured "
             f"there; give a divisor of train.steps={run.train.steps}"
         )
-    taken = names_while_training(run.evaluation.measures, ["..."])
+    taken = names_taken(run.evaluation.measures, ["..."], run.evaluation.models)
     for metric in [search.metric, *search.also]:
         kind = re.sub("agreement/.*", "agreement/...", metric.removeprefix("val/"))
         if metric.startswith("val/") and kind not in taken:

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from t2i_ray import config
 from t2i_ray.checkpoint import Checkpoint
-from t2i_ray.config import Config, UserError, parse_config, require_allowed
-from t2i_ray.data import counter_rng
+from t2i_ray.config import MATCHING, UserError, parse_config, require_allowed
+from t2i_ray.data import Prepared, counter_rng
 from t2i_ray.encoders import Encoder, load_encoder
-from t2i_ray.evaluate.pictures import BATCH, Pictures
+from t2i_ray.evaluate.features import Features
+from t2i_ray.evaluate.pictures import BATCH, Pictures, batches
 from t2i_ray.families import family_of
 from t2i_ray.generate import float32
-from t2i_ray.models import Discriminator
+from t2i_ray.models import Discriminator, estimate_statistics
 from t2i_ray.pretrain import Tower
 
 OTHERS = 99  # captions among which the own one is looked for
@@ -69,8 +71,6 @@ def r_precision(pictures: Pictures, matcher: Matcher) -> tuple[np.ndarray, float
 class Scored:
     """A network that scores pictures by captions' codes, with the encoder it was trained with.
 
-    BatchNorm has the statistics of the pictures that are scored together (256), as in training.
-
     Args:
         name: as in the measure's name.
         encoder: of the captions.
@@ -87,13 +87,36 @@ class Scored:
         """See Matcher."""
         rows = np.ascontiguousarray(self._encoder.rows(captions))
         codes = self._encoder.module(torch.from_numpy(rows))
-        parts = np.array_split(images, -(-len(images) // BATCH))  # all of about one size
-        scores = []
-        for part in parts:
-            pixels = torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
-            scores.append(self._score(pixels.float() / 127.5 - 1, codes))
+        scores = [self._score(part, codes) for part in _parts(images)]
         found: np.ndarray = torch.cat(scores).numpy()
         return found
+
+
+class Towers(Scored):
+    """Both towers of a pretrained pair: a matcher, and its codes of pictures as features.
+
+    Args:
+        encoder: of the captions.
+        tower: of the pictures, its BatchNorm statistics fixed.
+    """
+
+    def __init__(self, encoder: Encoder, tower: Tower) -> None:
+        super().__init__(MATCHING, encoder, tower)
+        self._tower = tower
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> Features:
+        """See FeatureModel: a picture's code, of length 1."""
+        codes = [self._tower.pictures(part) for part in _parts(images)]
+        return Features(torch.cat(codes).double().numpy())
+
+
+def _parts(images: np.ndarray) -> list[Tensor]:
+    """uint8 [n, S, S, 3] to batches [<= 256, 3, S, S] in [-1, 1], all of about one size."""
+    return [
+        torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+        for part in np.array_split(images, -(-len(images) // BATCH))
+    ]
 
 
 HEAD_TENSORS = ("discriminator", "encoder")  # what of_discriminator reads of a checkpoint
@@ -104,15 +127,16 @@ def of_discriminator(checkpoint: Checkpoint) -> Scored | None:
     """The discriminator's own matching head; None: the run had no train.matching.
 
     The generator was trained to please this very head, so it flatters, and each run has its own:
-    it says whether training did what it was to do, and compares no two runs.
+    it says whether training did what it was to do, and compares no two runs. BatchNorm has the
+    statistics of the pictures that are scored together (256), as in training.
     """
     require_allowed(checkpoint.documents["config"])
-    config = parse_config(checkpoint.documents["config"])
-    if "discriminator" not in checkpoint.tensors or not config.train.matching:
+    own = parse_config(checkpoint.documents["config"])
+    if "discriminator" not in checkpoint.tensors or not own.train.matching:
         return None
-    encoder = _encoder(checkpoint, config, "encoder")
+    encoder = _encoder(checkpoint, own, "encoder")
     with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
-        others = family_of(config).make_others(config, encoder.dim)
+        others = family_of(own).make_others(own, encoder.dim)
     found = others.get("discriminator")
     if not isinstance(found, Discriminator) or found.matcher is None:
         return None
@@ -125,29 +149,42 @@ def of_discriminator(checkpoint: Checkpoint) -> Scored | None:
     )
 
 
-def of_pretrained(name: str, checkpoint: Checkpoint | None) -> Scored:
+def of_pretrained(
+    name: str, checkpoint: Checkpoint | None, prepared: Prepared, data: config.Data
+) -> Towers:
     """Both towers of a run of ``t2i-ray pretrain-encoder``: one judge for all runs on its data.
 
+    BatchNorm has the statistics of 1,024 training pictures, so a picture's code depends on no
+    other picture.
+
     Raises:
-        UserError: the run is none such.
+        UserError: the run is none such, or of pictures of another size.
     """
-    config = parse_config(checkpoint.documents["config"]) if checkpoint else None
-    if checkpoint is None or config is None or "tower" not in checkpoint.tensors:
+    own = parse_config(checkpoint.documents["config"]) if checkpoint else None
+    if checkpoint is None or own is None or "tower" not in checkpoint.tensors:
         raise UserError(
-            f"--matcher {name}: this is no run of 't2i-ray pretrain-encoder' with --objective "
-            "matching that has a checkpoint; give one"
+            f"evaluation.matcher={name}: this is no run of 't2i-ray pretrain-encoder' with "
+            "--objective matching that has a checkpoint in this storage; give one"
+        )
+    if own.data.image_size != data.image_size:
+        raise UserError(
+            f"evaluation.matcher={name}: it knows pictures of {own.data.image_size} pixels, and "
+            f"these have data.image_size={data.image_size}; give one of that size"
         )
     require_allowed(checkpoint.documents["config"])
-    encoder = _encoder(checkpoint, config, "encoder_ema")
+    encoder = _encoder(checkpoint, own, "encoder_ema")
     with torch.random.fork_rng(devices=[]):
-        tower = Tower(config.model.d_channels, encoder.dim, config.model.text_dim)
+        tower = Tower(own.model.d_channels, encoder.dim, own.model.text_dim)
     tower.load_state_dict(float32(checkpoint.tensors["tower"]))
-    return Scored("matching", encoder, tower)
+    training = batches(prepared, data, "train", 64)
+    pictures = (_parts(training.piece(i, 0).images)[0] for i in range(16))
+    estimate_statistics(tower.trunk, ((part,) for part in pictures))
+    return Towers(encoder, tower.eval())
 
 
-def _encoder(checkpoint: Checkpoint, config: Config, part: str) -> Encoder:
-    target = getattr(config.encoder, "target", None)
-    encoder = load_encoder(checkpoint.documents["encoder"], target, config.storage)
+def _encoder(checkpoint: Checkpoint, own: config.Config, part: str) -> Encoder:
+    target = getattr(own.encoder, "target", None)
+    encoder = load_encoder(checkpoint.documents["encoder"], target, own.storage)
     encoder.module.load_state_dict(float32(checkpoint.tensors[part]))
     encoder.module.eval().float()
     return encoder

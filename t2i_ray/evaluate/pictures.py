@@ -5,6 +5,7 @@ Which captions, samples and crops these are depends on data, split, count and se
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -20,6 +21,27 @@ TRAINING_PICTURES = 20_000  # at most so many training pictures are searched for
 BATCH = 256
 CAPTIONS, NOISES = 100, 8  # of the pictures that show how far noise changes a caption's picture
 Generate = Callable[[np.ndarray], np.ndarray]
+
+
+class Seeds:
+    """Seeds of noise: of a caption that comes again, another one; the same for all models.
+
+    Args:
+        captions: how many there are.
+        seed: of all seeds.
+    """
+
+    def __init__(self, captions: int, seed: int = 0) -> None:
+        self._captions, self._turns = captions, Counter[int]()
+        self._start = seed << 20  # more turns than anybody takes
+
+    def __call__(self, captions: np.ndarray) -> list[int]:
+        """One for each caption id, int64 [n]."""
+        seeds = []
+        for caption in captions.tolist():
+            seeds.append(caption + (self._start + self._turns[caption]) * self._captions)
+            self._turns[caption] += 1
+        return seeds
 
 
 class RealPictures:

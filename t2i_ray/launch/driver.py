@@ -120,15 +120,14 @@ def make_shared_once(config: Config, data: str) -> dict[str, Any] | None:
 
 
 def make_shared(document: dict[str, Any], data: str) -> dict[str, Any] | None:
-    """The task: a frozen encoder's embeddings, and the reader for evaluations while training."""
+    """The task: a frozen encoder's embeddings, and what evaluations while training judge by."""
     config = parse_config(document)
     store = open_store(config.storage)
     prepared = open_prepared(store, data)
     if config.evaluation.every and config.model.draws:
         from t2i_ray import evaluate
 
-        evaluate.check_libraries(config.evaluation.measures)
-        evaluate.ensure_reader(store, prepared, config.data)
+        evaluate.Judges.find(store, prepared, config).able(config.evaluation.measures)
     if not config.encoder.outside:
         return None
     from t2i_ray.encoders import build_encoder, caption_rows

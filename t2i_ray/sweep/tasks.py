@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from t2i_ray import tracking
-from t2i_ray.config import Config, Sweep, UserError, names_while_training
+from t2i_ray.config import Config, Sweep, UserError, names_taken
 from t2i_ray.data import open_prepared
 from t2i_ray.launch import (
     make_shared_once,
@@ -137,8 +137,7 @@ class Tasks:
 
     def _prepared(self, config: Config) -> str:
         data = prepare_data(config, self._store)
-        attributes = open_prepared(self._store, data).attributes
-        self._check(names_while_training(config.evaluation.measures, attributes))
+        self._check(config, open_prepared(self._store, data).attributes)
         return data
 
     def _made_shared(self, config: Config, data: str) -> dict[str, Any] | None:
@@ -146,13 +145,16 @@ class Tasks:
         from t2i_ray import evaluate
 
         prepared = open_prepared(self._store, data)
-        accuracy = evaluate.load_reader(self._store, prepared, config.data).accuracy
-        readable = [name for name, share in accuracy.items() if share >= evaluate.READABLE]
-        self._check(names_while_training(config.evaluation.measures, readable))
+        if prepared.attributes:
+            accuracy = evaluate.load_reader(self._store, prepared, config.data).accuracy
+            readable = [name for name, share in accuracy.items() if share >= evaluate.READABLE]
+            self._check(config, readable)
         return description
 
-    def _check(self, measured: list[str]) -> None:
-        search, known = self._sweep.search, [f"val/{name}" for name in measured]
+    def _check(self, config: Config, attributes: Collection[str]) -> None:
+        evaluation, search = config.evaluation, self._sweep.search
+        measured = names_taken(evaluation.measures, attributes, evaluation.models)
+        known = [f"val/{name}" for name in measured]
         for key, names in (("metric", [search.metric]), ("also", list(search.also))):
             for name in names:
                 if name.startswith("val/") and name not in known:

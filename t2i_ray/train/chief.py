@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,7 +17,7 @@ from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder, to_document
 from t2i_ray.encoders.saved import pretrained_files
 from t2i_ray.family import Family, Objective
-from t2i_ray.generate import to_uint8
+from t2i_ray.generate import noise_of, to_uint8
 from t2i_ray.runs import run_store
 from t2i_ray.storage import StorageError, Store
 from t2i_ray.tracking import About, Tracker, resolve
@@ -27,7 +26,7 @@ from t2i_ray.train.progress import Progress
 from t2i_ray.train.pulse import Pulse
 
 if TYPE_CHECKING:
-    from t2i_ray.evaluate import Reader, RealPictures
+    from t2i_ray.evaluate import Judges, RealPictures
     from t2i_ray.train.loop import Job
 
 GRID_CAPTIONS = 8
@@ -198,34 +197,34 @@ class Chief(Bystander):
         from t2i_ray import evaluate
 
         self._refresh(step, family)
-        reader, real = self._judges
-        part = itertools.count()
+        judges, groups, real = self._judges
+        seeds = evaluate.Seeds(len(self._prepared.captions))
 
         def generate(captions: np.ndarray) -> np.ndarray:
-            noise = self._feed.noise("evaluation", next(part), count=len(captions))
+            noise = noise_of(seeds(captions), self._config.model.noise_dim)
             return to_uint8(family.sample(noise, self._feed.rows(captions)))
 
-        evaluation = self._config.evaluation
         return evaluate.measure(
-            reader,
+            judges.reader,
             self._prepared,
             generate,
             split="val",
-            count=evaluation.samples,
-            chosen=evaluation.measures,
+            count=self._config.evaluation.samples,
+            chosen=groups,
+            models=judges.models,
+            matchers=judges.matchers,
+            data=self._config.data,
             real=real,
         ).metrics
 
     @cached_property
-    def _judges(self) -> tuple[Reader, RealPictures]:
-        """What all evaluations of a run judge by, read at the first one."""
+    def _judges(self) -> tuple[Judges, list[str], RealPictures]:
+        """What all evaluations of a run are made with, read at the first one."""
         from t2i_ray import evaluate
 
-        data = self._config.data
-        return (
-            evaluate.load_reader(self._root, self._prepared, data),
-            evaluate.RealPictures(self._prepared, data, "val"),
-        )
+        judges = evaluate.Judges.find(self._root, self._prepared, self._config)
+        groups = judges.able(self._config.evaluation.measures)
+        return judges, groups, evaluate.RealPictures(self._prepared, self._config.data, "val")
 
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
