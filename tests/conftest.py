@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import boto3
 import pytest
@@ -16,6 +18,9 @@ from ray_cluster import RayCluster
 from runner import RUN, Runner
 from servers import Radosgw, S3Server, missing_programs
 
+from t2i_ray.config import Storage
+
+Server = TypeVar("Server", MlflowServer, RayCluster)
 S3 = pytest.StashKey[Future[S3Server]]()
 # Its thread must live as long as the server: the kernel ends it with the thread that started it.
 STARTER = ThreadPoolExecutor(1)
@@ -70,10 +75,19 @@ def s3(request: pytest.FixtureRequest) -> S3Server:
     return server
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A real MLflow server for the whole session; whoever stops it must start it again."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+@pytest.fixture
+def s3_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """A place on an S3 server that is not there, and credentials for it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with socket.socket() as unheard:  # bound, not listening: connections are refused
+        unheard.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        yield Storage(uri="s3://bucket/x", endpoint=endpoint)
+
+
+def running(server: Server) -> Iterator[Server]:
+    """Between its start and its end, however that start or the tests went."""
     try:
         server.start()
         yield server
@@ -82,14 +96,15 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 
 @pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server for the whole session; whoever stops it must start it again."""
+    yield from running(MlflowServer(tmp_path_factory.mktemp("mlflow")))
+
+
+@pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """A Ray cluster of one node with four logical CPUs, for the whole session."""
-    cluster = RayCluster(tmp_path_factory.mktemp("ray"))
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+    yield from running(RayCluster(tmp_path_factory.mktemp("ray")))
 
 
 @pytest.fixture(scope="session")

@@ -144,9 +144,9 @@ def draw_grid(seed: int, clear: float, captions: tuple[str, ...]) -> bytes:
     return report.sample_grid(np.array(images, np.uint8), list(captions))
 
 
-def encoders_sweep(past: Past, name: str = "encoders", *, confirm: bool = True) -> None:
+def encoders_sweep(past: Past) -> None:
     """Three encoders at two learning rates with three seeds; then the best ones confirmed."""
-    past.sweep(name)
+    past.sweep("encoders")
     levels = {"bigru": (0.55, 1.2, 60), "<script>alert(1)</script>": (0.62, 4.5, 140)}
     levels["minilm"] = (0.60, 2.0, 90)
     rng = np.random.default_rng(1)
@@ -161,9 +161,9 @@ def encoders_sweep(past: Past, name: str = "encoders", *, confirm: bool = True) 
                     end = {"status": "KILLED", "reason": "pruned at step 20"}
                 if rate == 0.0003 and seed == 1 and encoder == "minilm":
                     end = {"status": "FAILED", "reason": "g_loss is NaN at step 12 <i>&</i> | $x$"}
-                past.trial(name, setting, seed, value, **more, **end)
-        for seed in range(100, 105) if confirm else ():
+                past.trial("encoders", setting, seed, value, **more, **end)
+        for seed in range(100, 105):
             setting = {"encoder": encoder, "optim.lr_g": 0.001}
             luck = 0.02 * math.sin(seed)
             value = score + luck + rng.normal(0, 0.006)
-            past.trial(name, setting, seed, value, stage="confirm", **more)
+            past.trial("encoders", setting, seed, value, stage="confirm", **more)

@@ -6,14 +6,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mlflow import MlflowClient
 from ray_cluster import RayCluster
+from small_configs import TINY, write_config
 
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Storage, load_config
@@ -21,32 +21,6 @@ from t2i_ray.runs import RunRecord, read_run, run_store
 from t2i_ray.storage import open_store
 from t2i_ray.tracking import describe
 from t2i_ray.train import Job, Worker, train
-
-#: Small enough for a second of training, and yet all of it: two pieces, a trained encoder, EMA.
-TINY: dict[str, Any] = {
-    "data": {
-        "source": {"kind": "synthetic-flowers", "images": 300},
-        "image_size": 16,
-        "load_size": 18,
-    },
-    "model": {
-        "noise_dim": 8,
-        "text_dim": 16,
-        "g_channels": [32, 16],
-        "d_channels": [16, 32],
-        "ema": 0.9,
-    },
-    "encoder": {
-        "kind": "bigru",
-        "vocabulary": 200,
-        "embedding_dim": 16,
-        "hidden_dim": 16,
-        "dim": 32,
-        "max_tokens": 24,
-    },
-    "train": {"steps": 60, "batch_size": 16, "micro_batches": 2, "sample_every": 40},
-    "checkpoint": {"every": 10, "keep": 2},
-}
 
 STEPS = 100
 #: A run that is compared with others like it, whatever happens to them.
@@ -63,13 +37,12 @@ class Runner:
     cluster: RayCluster
     folder: Path
 
-    def config(self, name: str) -> Path:
-        path = self.folder / f"{name}.yaml"
-        storage = {"uri": str(self.folder / "store")}
-        path.write_text(yaml.safe_dump({"name": name, **TINY, "storage": storage}))
-        return path
+    def config(self, name: str, document: Mapping[str, Any] = TINY) -> Path:
+        return write_config(self.folder, name, document)
 
-    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str | Path, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "t2i_ray", *arguments],
             stdout=subprocess.PIPE,
@@ -82,7 +55,7 @@ class Runner:
     def start_training(
         self, name: str, *overrides: str, env: dict[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        return self.start("train", str(self.config(name)), *overrides, env=env)
+        return self.start("train", self.config(name), *overrides, env=env)
 
     def train(
         self, name: str, *overrides: str, code: int = 0, env: dict[str, str] | None = None
@@ -97,7 +70,7 @@ class Runner:
         job = Job(config.model_dump(mode="json"), self.record(like).data, None, about.to_json())
         assert train(job, Worker()).status == "FINISHED"
 
-    def run(self, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+    def run(self, *arguments: str | Path, code: int = 0, env: dict[str, str] | None = None) -> str:
         return finish(self.start(*arguments, env=env), code)
 
     # ------------------------------------------------------------------ what came of it

@@ -300,7 +300,7 @@ def test_training_goes_on_while_the_store_is_slow(store: GatedStore) -> None:
     assert store.entered.wait(60)
 
     def save_second() -> None:
-        save(checkpoints, 2)
+        checkpoints.save(2, weights(2), {"state": {"step": 2}})
         order.append("saved 2")
 
     second = threading.Thread(target=save_second)
@@ -310,6 +310,7 @@ def test_training_goes_on_while_the_store_is_slow(store: GatedStore) -> None:
     store.gate.set()
     second.join(60)
     assert order == ["durable 1", "saved 2"]
+    assert checkpoints.wait(60)
     assert is_sound(checkpoints.load(1), 1)
     assert is_sound(checkpoints.latest(), 2)
 

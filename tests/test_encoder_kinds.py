@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_models import CAPTIONS
+from small_models import CAPTIONS, codes
 from torch import nn
 
 from t2i_ray.config import CharCnnRnn, EncoderConfig, Recurrent, UserError, parse_config
-from t2i_ray.encoders import Encoder, build_encoder, load_encoder
+from t2i_ray.encoders import build_encoder, load_encoder
 from t2i_ray.encoders.char_cnn_rnn import ALPHABET
 
 SIZES = {"vocabulary": 64, "embedding_dim": 8, "hidden_dim": 12, "dim": 10, "max_tokens": 20}
@@ -33,11 +33,6 @@ SMALL: list[EncoderConfig] = [
 each_small = pytest.mark.parametrize(
     "config", SMALL, ids=lambda config: f"{config.kind}-{getattr(config, 'cell', '')}".rstrip("-")
 )
-
-
-def codes(encoder: Encoder, captions: list[str]) -> torch.Tensor:
-    codes: torch.Tensor = encoder.module(torch.from_numpy(encoder.rows(captions)))
-    return codes.detach()
 
 
 @each_small

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_models import CAPTIONS, small_models
+from small_models import CAPTIONS, codes, small_models
 
 from t2i_ray.config import HuggingFace, Recurrent, Storage, UserError
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder
@@ -29,11 +29,6 @@ SMALL = Recurrent(vocabulary=64, embedding_dim=8, hidden_dim=12, dim=10, max_tok
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return open_store(Storage(uri=str(tmp_path / "store")))
-
-
-def codes(encoder: Encoder, captions: list[str]) -> torch.Tensor:
-    codes: torch.Tensor = encoder.module(torch.from_numpy(encoder.rows(captions)))
-    return codes.detach()
 
 
 # ----------------------------------------------------------------------------------- bigru

@@ -8,32 +8,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_gan_cls import DIM, TinyEncoder, make_config, make_gan, make_pieces
+from small_gan import (
+    DIM,
+    TinyEncoder,
+    assert_pieces_add_up,
+    gradients,
+    make_config,
+    make_gan,
+    make_pieces,
+)
 from torch import Tensor, nn
 
 from t2i_ray.augment import CHANCES, augment
-from t2i_ray.config import UserError, parse_config
+from t2i_ray.config import UserError
 from t2i_ray.cvae import CVae, negative_elbo
 from t2i_ray.families import family_of
-from t2i_ray.family import Family, Piece
+from t2i_ray.family import Family
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss
 from t2i_ray.models import Discriminator
 
 
 def make_family(name: str, **train: Any) -> Family:
-    document = make_config(**train).model_dump(mode="json")
-    document["model"]["family"] = name
-    config = parse_config(document)
+    config = make_config({"family": name}, **train)
     return family_of(config)(config, TinyEncoder(), DIM)
-
-
-def gradients(family: Family) -> dict[str, Tensor]:
-    return {
-        f"{part}.{name}": parameter.grad
-        for part, network in family.networks.items()
-        for name, parameter in network.named_parameters()
-        if parameter.grad is not None
-    }
 
 
 # ------------------------------------------------------------------------------- families
@@ -101,16 +98,7 @@ def test_every_family_goes_on_bit_for_bit_and_draws(name: str) -> None:
 
 
 def test_pieces_of_a_cvae_add_up() -> None:
-    """Two workers with one piece each make the update of one worker with both."""
-    whole = make_family("cvae")
-    whole.step(make_pieces(2), 0, 2, 1)
-    halves = [make_family("cvae") for _ in range(2)]
-    for half, piece in zip(halves, make_pieces(2), strict=True):
-        half.step([piece], 0, 2, 2)
-    shares = [gradients(half) for half in halves]
-    for name, value in gradients(whole).items():
-        mean = (shares[0][name] + shares[1][name]) / 2
-        assert torch.allclose(value, mean, rtol=1e-9, atol=1e-15), name
+    assert_pieces_add_up(lambda: make_family("cvae"))
 
 
 @pytest.mark.parametrize(
@@ -160,9 +148,7 @@ def test_the_estimate_of_norms_depends_on_the_step_alone() -> None:
     """Not on how many pieces this worker has, nor on how often a network runs."""
     found = []
     for micro in (1, 4):
-        document = make_config(micro_batches=micro).model_dump(mode="json")
-        document["model"]["spectral_norm"] = True
-        config = parse_config(document)
+        config = make_config({"spectral_norm": True}, micro_batches=micro)
         family = family_of(config)(config, TinyEncoder(), DIM)
         family.step(make_pieces(micro), 0, micro, 1)
         state = family.state()["discriminator"]
@@ -223,4 +209,3 @@ def test_the_generator_learns_through_the_augmentation() -> None:
     name = "generator.last.weight"
     assert gradients(gan)[name].abs().max() > 1e-7
     assert not torch.allclose(gradients(gan)[name], gradients(plain)[name])
-    assert isinstance(piece, Piece)

@@ -8,77 +8,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_gan import DIM, TinyEncoder, gradients, make_config, make_gan, make_pieces
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import batch_norm, conv2d, conv_transpose2d, leaky_relu, linear
 
-from t2i_ray.config import Config, Optim, UserError, parse_config
+from t2i_ray.config import Optim, UserError
 from t2i_ray.family import Piece
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.learner import schedule
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss
 from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
-
-WORDS, TOKENS, DIM = 20, 4, 6
-
-
-class TinyEncoder(nn.Module):
-    """Token ids [b, L] -> [b, DIM]; its start is the same in every process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            self.words = nn.Embedding(WORDS, 5)
-            self.out = nn.Linear(5, DIM)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        code: Tensor = self.out(3 * self.words(rows).mean(1)).tanh()
-        return code
-
-
-def make_config(**train: Any) -> Config:
-    return parse_config(
-        {
-            "name": "tiny",
-            "data": {"image_size": 16, "load_size": 16},
-            "model": {
-                "noise_dim": 3,
-                "text_dim": 4,
-                "g_channels": [8, 6],
-                "d_channels": [6, 8],
-                "ema": 0.9,
-            },
-            "optim": {"lr_g": 1e-3, "lr_d": 2e-3, "lr_encoder": 5e-4},
-            "train": {"steps": 10, "batch_size": 16, "precision": "float64", **train},
-        }
-    )
-
-
-def make_pieces(count: int, seed: int = 0) -> list[Piece]:
-    random = torch.Generator().manual_seed(seed)
-    size = 16 // count
-
-    def real(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random, dtype=torch.float64)
-
-    def rows() -> Tensor:
-        return torch.randint(WORDS, (size, TOKENS), generator=random)
-
-    return [
-        Piece(real(size, 3, 16, 16).tanh(), rows(), rows(), real(size, 3)) for _ in range(count)
-    ]
-
-
-def make_gan(**train: Any) -> GanCls:
-    gan = GanCls(make_config(**train), TinyEncoder(), DIM)
-    for network in (gan.generator, gan.discriminator):  # far from the start, where all is linear
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(11)
-            for parameter in network.parameters():
-                parameter.data += 0.2 * torch.randn_like(parameter)
-    return gan
-
 
 # ---------------------------------------------------- Algorithm 1, as a textbook would have it
 
@@ -210,16 +150,6 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
     result = dict(zip(names, gradients_d, strict=True))
     result.update(zip([f"generator.{n}" for n in g], gradients_g, strict=True))
     return result | {"d_loss": loss_d.detach(), "g_loss": loss_g.detach()}
-
-
-def gradients(gan: GanCls) -> dict[str, Tensor]:
-    networks = {"generator": gan.generator, "discriminator": gan.discriminator}
-    return {
-        f"{part}.{name}": parameter.grad
-        for part, network in {**networks, "encoder": gan.encoder}.items()
-        for name, parameter in network.named_parameters()
-        if parameter.grad is not None
-    }
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], error: float) -> None:
@@ -459,9 +389,8 @@ def test_schedules() -> None:
 
 
 def test_the_step_sets_the_scheduled_rates() -> None:
-    document = make_config().model_dump(mode="json")
-    document["optim"] |= {"schedule": "halving", "halve_every": 3}
-    gan = GanCls(parse_config(document), TinyEncoder(), DIM)
+    config = make_config(optim={"schedule": "halving", "halve_every": 3})
+    gan = GanCls(config, TinyEncoder(), DIM)
     gan.step(make_pieces(1), 7, 1, 1)
     assert [group["lr"] for group in gan.learner_d.optimizer.param_groups] == [2e-3 / 4, 5e-4 / 4]
     assert [group["lr"] for group in gan.learner_g.optimizer.param_groups] == [1e-3 / 4]

@@ -1,6 +1,7 @@
 """The rooms import one way only, and heavy libraries stay in the rooms that need them."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,5 +114,6 @@ def test_help_loads_nothing_heavy() -> None:
 def test_no_pickle_is_read() -> None:
     for _, path in files():
         text = path.read_text(encoding="utf8")
-        for forbidden in ("pickle.load", "torch.load(", "allow_pickle=True", "joblib", "eval(" * 2):
+        for forbidden in ("pickle.load", "torch.load(", "allow_pickle=True", "joblib"):
             assert forbidden not in text, f"{path.name}: {forbidden}"
+        assert not re.search(r"(?<![\w.])eval\(", text), path.name

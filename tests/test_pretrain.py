@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from runner import Runner
-from test_gan_cls import DIM, WORDS, TinyEncoder, make_config, make_pieces
-from torch import Tensor
+from small_gan import DIM, WORDS, TinyEncoder, assert_pieces_add_up, make_config, make_pieces
 
 from t2i_ray.config import UserError, parse_config
 from t2i_ray.families import family_of, objective_of
@@ -20,10 +19,7 @@ from t2i_ray.pretrain import rebuilding_loss, words_of
 
 
 def make(name: str, **train: Any) -> Objective:
-    document = make_config(**train).model_dump(mode="json")
-    document["model"]["family"] = name
-    document["optim"] |= {"lr_d": 0.01, "lr_encoder": 0.01}
-    config = parse_config(document)
+    config = make_config({"family": name}, {"lr_d": 0.01, "lr_encoder": 0.01}, **train)
     return objective_of(config)(config, TinyEncoder(), DIM, words=WORDS)
 
 
@@ -47,22 +43,7 @@ def test_an_objective_is_learnt_and_goes_on_bit_for_bit(name: str, measure: str)
 
 @pytest.mark.parametrize("name", ["matching", "autoencode"])
 def test_pieces_add_up(name: str) -> None:
-    def gradients(objective: Objective) -> dict[str, Tensor]:
-        return {
-            f"{part}.{key}": value.grad
-            for part, network in objective.networks.items()
-            for key, value in network.named_parameters()
-            if value.grad is not None
-        }
-
-    whole, halves = make(name), [make(name) for _ in range(2)]
-    whole.step(make_pieces(2), 0, 2, 1)
-    for half, piece in zip(halves, make_pieces(2), strict=True):
-        half.step([piece], 0, 2, 2)
-    shares = [gradients(half) for half in halves]
-    for key, value in gradients(whole).items():
-        mean = (shares[0][key] + shares[1][key]) / 2
-        assert torch.allclose(value, mean, rtol=1e-9, atol=1e-15), key
+    assert_pieces_add_up(lambda: make(name))
 
 
 def test_paddings_are_nothing_to_rebuild() -> None:

@@ -14,7 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from servers import S3Server
-from small_models import CAPTIONS, small_models
+from small_configs import flowers, networks
+from small_models import CAPTIONS, codes, small_models
 
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.cli.commands import start_sweep
@@ -69,11 +70,6 @@ WORDS = Recurrent(kind="lstm", **SIZES)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return small_models(tmp_path_factory.mktemp("models"))
-
-
-def codes(encoder: Encoder, captions: list[str]) -> torch.Tensor:
-    codes: torch.Tensor = encoder.module(torch.from_numpy(encoder.rows(captions)))
-    return codes.detach()
 
 
 def saved(section: EncoderConfig, folder: Path) -> Encoder:
@@ -466,26 +462,10 @@ def run_config(tmp_path: Path, name: str, encoder: dict[str, Any], **train: Any)
     return parse_config(
         {
             "name": name,
-            "data": {
-                "source": {"kind": "synthetic-flowers", "images": 64},
-                "image_size": 16,
-                "load_size": 18,
-            },
-            "model": {
-                "noise_dim": 4,
-                "text_dim": 6,
-                "g_channels": [8, 6],
-                "d_channels": [6, 8],
-                "ema": 0.5,
-            },
+            "data": flowers(images=64),
+            "model": networks(4, 6, [8, 6], ema=0.5),
             "encoder": encoder,
-            "train": {
-                "steps": 4,
-                "batch_size": 8,
-                "micro_batches": 2,
-                "sample_every": 4,
-                **train,
-            },
+            "train": {"steps": 4, "batch_size": 8, "micro_batches": 2, "sample_every": 4, **train},
             "checkpoint": {"every": 2},
             "storage": {"uri": str(tmp_path / "store")},
             "tracking": {"enabled": False},

@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 import shutil
-import socket
 import struct
 import sys
 import tarfile
@@ -508,16 +507,12 @@ def test_files_too_large_or_of_impossible_names_are_rejected(
         opened(config.WebDataset(path=str(tmp_path / "in"))).read("x.tar/large")
 
 
-def test_a_store_that_is_away_rejects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_rejects_nothing(
+    s3_away: config.Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("t2i_ray.storage.s3._ATTEMPTS", 1)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with socket.socket() as unheard:  # bound, not listening: connections are refused
-        unheard.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{unheard.getsockname()[1]}"
-        store = open_store(config.Storage(uri="s3://bucket/x", endpoint=endpoint))
-        with pytest.raises(StorageError, match="EndpointConnectionError"):
-            read_picture(store, "a.jpg")
+    with pytest.raises(StorageError, match="EndpointConnectionError"):
+        read_picture(open_store(s3_away), "a.jpg")
 
 
 def test_captions_are_cleaned_and_counted(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import threading
@@ -360,13 +359,7 @@ def test_what_s3_refuses_is_one_line_without_secrets(
         assert raised.value.__suppress_context__  # nor in a traceback
 
 
-def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with socket.socket() as unheard:  # bound, not listening: connections are refused
-        unheard.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{unheard.getsockname()[1]}"
-        store = open_store(config.Storage(uri="s3://bucket/x", endpoint=endpoint))
-        with pytest.raises(StorageError, match="EndpointConnectionError") as caught:
-            store.read("key")
+def test_a_server_that_is_not_there(s3_away: config.Storage) -> None:
+    with pytest.raises(StorageError, match="EndpointConnectionError") as caught:
+        open_store(s3_away).read("key")
     assert caught.value.code == "EndpointConnectionError"

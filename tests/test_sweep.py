@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-import yaml
 from mlflow_server import MlflowServer
-from runner import TINY, Runner, finish, until
+from runner import Runner, finish, until
+from small_configs import TINY
 
 from t2i_ray.config import Sweep, UserError, load_sweep, parse_sweep
 from t2i_ray.runs import RunRecord, Scores, read_run, write_run
@@ -406,18 +406,11 @@ def test_who_is_at_the_last_step_is_not_stopped_there(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ on the cluster
 
 
-def write(runner: Runner, name: str, text: dict[str, Any]) -> str:
-    path = runner.folder / f"{name}.yaml"
-    storage = {"uri": str(runner.folder / "store")}
-    path.write_text(yaml.safe_dump({**text, "name": name, "storage": storage}))
-    return str(path)
-
-
 def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     """SIGKILL, then SIGTERM: what had finished is not run again; MLflow has each trial once."""
     text = document(RATES, seeds=[0, 1], concurrent=1)
     text["train"]["steps"] = 160
-    path = write(runner, "killed-sweep", text)
+    path = runner.config("killed-sweep", text)
     process = runner.start("tune", path)
     record = runner.folder / "store/runs/killed-sweep-000-seed-0/run.json"
     until(lambda: record.exists() and json.loads(record.read_text())["published"])
@@ -477,7 +470,7 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     assert "killed-sweep" in error
     assert runner.run("tune", code=2).startswith("error: tune: give")
 
-    other = write(runner, "killed-sweep", document({"optim.lr_g": {"grid": [0.5]}}))
+    other = runner.config("killed-sweep", document({"optim.lr_g": {"grid": [0.5]}}))
     error = runner.run("tune", other, code=2).strip().splitlines()[-1]
     assert error.startswith("error: name='killed-sweep'")
 
@@ -488,7 +481,7 @@ def test_mlflow_may_be_away(runner: Runner, tmp_path: Path) -> None:
     text = document({"optim.lr_g": {"grid": [0.001]}})
     text["train"]["steps"] = 20
     text["tracking"] = {"uri": server.uri}
-    path = write(runner, "in-the-dark", text)
+    path = runner.config("in-the-dark", text)
     output = runner.run("tune", path)
     assert "MLflow is behind; the same command again" in output
     name, store = "in-the-dark-000-seed-0", ["--storage", str(runner.folder / "store")]
@@ -526,7 +519,7 @@ def test_what_is_stopped_early_and_what_fails(runner: Runner) -> None:
         scheduler={"kind": "asha", "grace": 20, "reduction": 2},
         concurrent=1,
     )
-    output = runner.run("tune", write(runner, "mixed", text))
+    output = runner.run("tune", runner.config("mixed", text))
     statuses = [runner.record(f"mixed-{i:03d}-seed-0") for i in range(3)]
     assert statuses[0].status == "FINISHED"
     assert statuses[1].status == "KILLED"
@@ -550,7 +543,7 @@ def test_a_population_trades_weights(runner: Runner) -> None:
         mode="min",
         scheduler={"kind": "pbt", "every": 40, "share": 0.5, "factors": [1, 1], "resample": 0},
     )
-    output = runner.run("tune", write(runner, "population", text))
+    output = runner.run("tune", runner.config("population", text))
     (line,) = [line for line in output.splitlines() if "takes over" in line]
     weak, strong = line.split(": ")[1].split(" takes over ")
     one, other = runner.checkpoint(weak), runner.checkpoint(strong)
@@ -579,7 +572,7 @@ def test_search_then_confirm_with_fresh_seeds(runner: Runner) -> None:
         confirm={"by": "encoder", "samples": 64},
     )
     text["train"]["steps"] = 20
-    path = write(runner, "confirmed", text)
+    path = runner.config("confirmed", text)
     runner.run("tune", path)
     answer = json.loads((runner.folder / "store/sweeps/confirmed/answer.json").read_text())
     search, confirm = answer["parts"]
@@ -611,7 +604,7 @@ def test_trials_of_two_workers(runner: Runner) -> None:
         concurrent=1,
     )
     text["cluster"] = {"workers": 2}
-    runner.run("tune", write(runner, "pairs", text))
+    runner.run("tune", runner.config("pairs", text))
     first, second = (runner.record(f"pairs-{number:03d}-seed-0") for number in (0, 1))
     assert (first.status, first.step) == ("FINISHED", 60)
     assert (second.status, second.reason) == ("KILLED", "pruned at step 20")
@@ -620,13 +613,13 @@ def test_trials_of_two_workers(runner: Runner) -> None:
 
     text["cluster"] = {"workers": 5}
     text["train"]["micro_batches"] = 8
-    error = runner.run("tune", write(runner, "crowd", text), code=2).strip().splitlines()[-1]
+    error = runner.run("tune", runner.config("crowd", text), code=2).strip().splitlines()[-1]
     assert "cluster.workers=5" in error
     assert not (runner.folder / "store/sweeps/crowd/answer.json").exists()
 
 
 def test_a_measure_that_nobody_takes_is_refused(runner: Runner) -> None:
-    path = write(runner, "unmeasured", document(RATES, metric="val/agreement/scent"))
+    path = runner.config("unmeasured", document(RATES, metric="val/agreement/scent"))
     error = runner.run("tune", path, code=2).strip().splitlines()[-1]
     assert "search.metric=val/agreement/scent" in error
     assert "val/agreement/petal_colour" in error

@@ -23,6 +23,7 @@ import yaml
 from mlflow_server import MlflowServer
 from PIL import Image
 from safetensors.torch import save_file
+from small_configs import networks
 
 from t2i_ray import tracking
 from t2i_ray.config import Config, Recurrent, Storage, UserError, flatten, parse_config
@@ -676,7 +677,7 @@ def model_folder(folder: Path) -> Path:
         folder,
         encoder=encoder_config,
         data={"image_size": 16, "load_size": 16},
-        model={"g_channels": [8, 4], "d_channels": [4, 8], "noise_dim": 5, "text_dim": 6},
+        model=networks(5, 6, [8, 4]),
     )
     torch.manual_seed(0)
     assert isinstance(config.encoder, Recurrent)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import CAPTIONS, small_models
+from small_gan import make_config
+from small_models import CAPTIONS, codes, small_models
 from torch.multiprocessing.spawn import spawn
 
 from t2i_ray.config import HuggingFace, UserError, parse_config
@@ -30,11 +31,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def made(folder: Path, train: str = "tuned", **fields: object) -> Encoder:
     section = HuggingFace(model=str(folder), train=train, max_tokens=40, **fields)  # type: ignore[arg-type]
     return build_encoder(section, [])
-
-
-def codes(encoder: Encoder, captions: list[str]) -> torch.Tensor:
-    codes: torch.Tensor = encoder.module(torch.from_numpy(encoder.rows(captions)))
-    return codes.detach()
 
 
 # ---------------------------------------------------------------------------- what a code is
@@ -165,27 +161,12 @@ def test_words_that_a_tokenizer_does_not_know(folders: dict[str, Path]) -> None:
 
 
 def make_gan(encoder: Encoder, micro: int) -> GanCls:
-    config = parse_config(
-        {
-            "name": "tiny",
-            "data": {"image_size": 16, "load_size": 16},
-            "model": {
-                "noise_dim": 3,
-                "text_dim": 4,
-                "g_channels": [8, 6],
-                "d_channels": [6, 8],
-                "ema": 0.9,
-            },
-            "optim": {"lr_g": 1e-3, "lr_d": 1e-3, "lr_encoder": 1e-4},
-            "train": {
-                "steps": 9,
-                "batch_size": 16,
-                "micro_batches": micro,
-                "precision": "float64",
-                "update": "simultaneous",
-                "matching": 0.5,
-            },
-        }
+    config = make_config(
+        optim={"lr_d": 1e-3, "lr_encoder": 1e-4},
+        steps=9,
+        micro_batches=micro,
+        update="simultaneous",
+        matching=0.5,
     )
     return GanCls(config, encoder.module, encoder.dim)
 
