@@ -47,8 +47,11 @@ class Feed:
         self._device = device
 
     def of_split(self, split: str) -> Feed:
-        """The same of another split."""
-        return Feed(*self._made_of, split=split)
+        """The same of another split; wrong captions there are other_class's, for all runs alike."""
+        config, prepared, rows, device = self._made_of
+        data = config.data.model_copy(update={"wrong": "other_class"})
+        config = config.model_copy(update={"data": data})
+        return Feed(config, prepared, rows, device, split=split)
 
     def piece(self, step: int, micro: int) -> Piece:
         """The tensors of one micro-batch of one step."""
