@@ -229,18 +229,20 @@ class Head(nn.Module):
 
 
 class Matcher(nn.Module):
-    """Cosine similarity of pictures and captions, over a temperature."""
+    """Cosine similarity of pictures and captions, over a temperature; or their inner product."""
 
-    def __init__(self, text_in: int, dim: int, channels: int):
+    def __init__(self, text_in: int, dim: int, channels: int, cosine: bool = True):
         super().__init__()
+        self.cosine = cosine
         self.image = nn.Linear(channels * 4 * 4, dim)
         self.text = nn.Linear(text_in, dim)
 
     def forward(self, features: Tensor, code: Tensor) -> Tensor:
         """W_i f [b, c, 4, 4], code [b, text_in] -> logits [b, b], pictures by captions."""
-        image = normalize(self.image(features.flatten(1)))  # [b, 16 * c] -> [b, dim]
-        text = normalize(self.text(code))  # [b, text_in] -> [b, dim]
-        return image @ text.T / TEMPERATURE  # [b, b]
+        image, text = self.image(features.flatten(1)), self.text(code)  # [b, dim] each
+        if not self.cosine:
+            return torch.mm(image, text.T)  # [b, b]
+        return normalize(image) @ normalize(text).T / TEMPERATURE  # [b, b]
 
 
 def reserve_statistics(generator: nn.Module) -> None:

@@ -208,6 +208,27 @@ def test_other_class_draws_as_ever(
     assert digest(drawn) == "e2679fab120fb201"
 
 
+def test_a_piece_says_what_is_of_one_class(
+    garden: tuple[Config, LocalStore, Prepared],
+) -> None:
+    """Pictures of unknown class differ from all others, and not from themselves."""
+    config, _, prepared = garden
+    rows = np.arange(len(prepared.captions), dtype=np.int64)[:, None]
+    document = config.model_dump(mode="json")
+    document["model"]["family"] = "matching"
+    document["train"] |= {"batch_size": 96, "micro_batches": 1}
+    feed = Feed(parse_config(document), prepared, rows, torch.device("cpu"))
+    piece = feed.piece(0, 0)
+    assert piece.classes is not None
+    sample = np.searchsorted(prepared.first_caption, piece.right[:, 0].numpy(), side="right") - 1
+    known = prepared.class_ids[sample]
+    same = (sample[:, None] == sample) | ((known[:, None] == known) & (known >= 0))
+    assert ((piece.classes[:, None] == piece.classes).numpy() == same).all()
+    assert (known < 0).sum() > 4
+    drawn = Feed(config, prepared, rows, torch.device("cpu")).piece(0, 0)
+    assert drawn.classes is None  # families have no use for it
+
+
 @pytest.mark.parametrize("kind", ["same_class", "hard"])
 def test_data_without_classes_are_refused_before_workers_start(
     without_classes: tuple[Config, LocalStore, Prepared],

@@ -24,6 +24,7 @@ class Piece(NamedTuple):
     images: np.ndarray  # uint8 [b, size, size, 3]
     right: np.ndarray  # int64 [b], ids of captions of the pictures
     wrong: np.ndarray  # int64 [b], ids of captions of other pictures, see `WrongCaptions`
+    classes: np.ndarray  # int64 [b]; a picture of unknown class has a number of its own, below 0
 
 
 class Batches:
@@ -62,7 +63,9 @@ class Batches:
         rng = counter_rng(self._seed, "right caption", step, micro)
         right = one_caption(self._prepared.first_caption, samples, rng)
         wrong = self._wrong.draw(samples, counter_rng(self._seed, "wrong caption", step, micro))
-        return Piece(self._cut(images, step, micro), right, wrong)
+        known = self._prepared.class_ids[samples]
+        classes = np.where(known < 0, -1 - samples, known)
+        return Piece(self._cut(images, step, micro), right, wrong, classes)
 
     def _samples(self, positions: np.ndarray) -> np.ndarray:
         """Sample ids at positions of the endless stream."""

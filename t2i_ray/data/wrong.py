@@ -83,7 +83,7 @@ class WrongCaptions:
         return own
 
     def _others(self, sample: int, own: np.ndarray) -> np.ndarray:
-        """Every caption between a sample's bounds, for ``other_class`` all, that is wrong for it."""
+        """Every caption within a sample's bounds (of ``other_class``: all) that is wrong for it."""
         inside = (self._place >= self._low[sample]) & (self._place < self._high[sample])
         others: np.ndarray = self._captions[inside & ~np.isin(self._text[self._captions], own)]
         if not len(others):

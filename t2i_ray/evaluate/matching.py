@@ -17,7 +17,7 @@ from t2i_ray.evaluate.pictures import BATCH, Pictures
 from t2i_ray.families import family_of
 from t2i_ray.generate import float32
 from t2i_ray.models import Discriminator
-from t2i_ray.pretrain import Tower
+from t2i_ray.pretrain import make_tower
 
 OTHERS = 99  # captions among which the own one is looked for
 BLOCK = 1000  # pictures scored together
@@ -140,7 +140,7 @@ def of_pretrained(name: str, checkpoint: Checkpoint | None) -> Scored:
     require_allowed(checkpoint.documents["config"])
     encoder = _encoder(checkpoint, config, "encoder_ema")
     with torch.random.fork_rng(devices=[]):
-        tower = Tower(config.model.d_channels, encoder.dim, config.model.text_dim)
+        tower = make_tower(config, encoder.dim)
     tower.load_state_dict(float32(checkpoint.tensors["tower"]))
     return Scored("matching", encoder, tower)
 
