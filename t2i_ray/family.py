@@ -30,6 +30,7 @@ class Piece(NamedTuple):
     wrong: Tensor  # [b, ...] encoder rows of a caption of another picture
     noise: Tensor  # [b, z]
     chance: Tensor | None = None  # [b, CHANCES] uniform in [0, 1), if pictures are augmented
+    classes: Tensor | None = None  # [b] int64, equal for pictures of one class; None: all differ
 
 
 class Objective(ABC):
@@ -162,8 +163,9 @@ class Objective(ABC):
 
         images, right, wrong, noise = map(place, piece[:4])
         chance = None if piece.chance is None else place(piece.chance)
+        classes = None if piece.classes is None else place(piece.classes)
         images = images.contiguous(memory_format=torch.channels_last)
-        return Piece(images, right, wrong, noise, chance)
+        return Piece(images, right, wrong, noise, chance, classes)
 
     # --------------------------------------------------------------------------------- state
 

@@ -91,6 +91,38 @@ def matching_loss(logits: Tensor) -> Tensor:
     return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
+def structured_loss(similarity: Tensor, classes: Tensor | None = None) -> Tensor:
+    """The symmetric structured joint embedding loss of Reed, Akata, Lee and Schiele 2016.
+
+    "Learning Deep Representations of Fine-Grained Visual Descriptions", section 3. With the
+    compatibility F of a picture and a caption, the inner product of their features, the paper's
+    surrogate of the classification error of pictures by captions and of captions by pictures is
+
+        mean over n of  max over y of max(0, Delta(y_n, y) + E F(v_n, t of y) - F(v_n, t_n))
+                      + max over y of max(0, Delta(y_n, y) + E F(v of y, t_n) - F(v_n, t_n)),
+
+    where Delta is 1 for another class than y_n and 0 for its own. Over a minibatch, a class is
+    judged by the captions (pictures) that it has there, and as in the code that the authors
+    published all violations count, not the largest alone: with s = ``similarity``,
+
+        mean over n and m of  [y_m != y_n] (max(0, 1 + s_nm - s_nn) + max(0, 1 + s_mn - s_nn)).
+
+    Their minibatches have one picture and one caption each of several classes. Ours are taken as
+    they come, so two may be of one class: such pairs cost nothing, but are counted in the mean.
+
+    Args:
+        similarity: [b, b], pictures by captions; own pairs on the diagonal.
+        classes: [b]; None: each picture is a class of its own.
+    """
+    similarity = _at_least_float32(similarity)
+    if classes is None:
+        classes = torch.arange(len(similarity), device=similarity.device)
+    own = similarity.diagonal()
+    others = classes[:, None] != classes  # [b, b]
+    violations = relu(1 + similarity - own[:, None]) + relu(1 + similarity - own)
+    return (violations * others).mean()
+
+
 def _hinge(score: Tensor) -> Tensor:
     return relu(1 + score)
 

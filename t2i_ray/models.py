@@ -229,22 +229,26 @@ class Head(nn.Module):
 
 
 class Matcher(nn.Module):
-    """Cosine similarity of pictures and captions, over a temperature."""
+    """Cosine similarity of pictures and captions, over a temperature; or their inner product."""
 
-    def __init__(self, text_in: int, dim: int, channels: int):
+    def __init__(self, text_in: int, dim: int, channels: int, cosine: bool = True):
         super().__init__()
+        self.cosine = cosine
         self.image = nn.Linear(channels * 4 * 4, dim)
         self.text = nn.Linear(text_in, dim)
 
     def forward(self, features: Tensor, code: Tensor) -> Tensor:
         """W_i f [b, c, 4, 4], code [b, text_in] -> logits [b, b], pictures by captions."""
-        text = normalize(self.text(code))  # [b, text_in] -> [b, dim]
-        return self.pictures(features) @ text.T / TEMPERATURE  # [b, b]
+        text = self._scaled(self.text(code))  # [b, text_in] -> [b, dim]
+        logits = self.pictures(features) @ text.T  # [b, b]
+        return logits / TEMPERATURE if self.cosine else logits
 
     def pictures(self, features: Tensor) -> Tensor:
-        """W_i f [b, c, 4, 4] -> codes of pictures [b, dim] of length 1."""
-        code: Tensor = normalize(self.image(features.flatten(1)))  # [b, 16 * c] -> [b, dim]
-        return code
+        """W_i f [b, c, 4, 4] -> codes of pictures [b, dim], of length 1 if by cosine."""
+        return self._scaled(self.image(features.flatten(1)))  # [b, 16 * c] -> [b, dim]
+
+    def _scaled(self, code: Tensor) -> Tensor:
+        return normalize(code) if self.cosine else code
 
 
 def reserve_statistics(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from t2i_ray.config import Config
 from t2i_ray.family import Objective, Piece, mark_last
 from t2i_ray.learner import Learner
-from t2i_ray.losses import matching_loss
+from t2i_ray.losses import matching_loss, structured_loss
 from t2i_ray.models import Matcher, Trunk
 
 PADDING = 0  # among the ids of an encoder's rows
@@ -20,17 +20,17 @@ PADDING = 0  # among the ids of an encoder's rows
 class Matching(Objective):
     """Pictures and captions that belong together are to have codes that are alike.
 
-    The symmetric contrastive loss over the pieces' pairs (Radford et al. 2021, "Learning
-    Transferable Visual Models From Natural Language Supervision", section 2.3), with a fixed
-    temperature. Like the structured joint embedding of Reed et al. 2016 ("Learning Deep
-    Representations of Fine-Grained Visual Descriptions", section 3) it has each picture find its
-    caption and each caption its picture; all other pairs of the piece are the wrong ones.
+    Each picture is to find its caption among the piece's, and each caption its picture, by
+    ``train.pretraining_loss``: the symmetric contrastive loss over the pieces' pairs (Radford et
+    al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section
+    2.3), with a fixed temperature, for which all other pairs of the piece are wrong ones; or the
+    structured joint embedding by which Reed et al. 2016 trained GAN-CLS's encoder, for which only
+    those of other classes are (`structured_loss`).
     """
 
     def make_networks(self, config: Config, text_in: int) -> dict[str, nn.Module]:
-        """The tower of pictures, with its average."""
-        tower = Tower(config.model.d_channels, text_in, config.model.text_dim)
-        return {"tower": tower}
+        """The tower of pictures."""
+        return {"tower": make_tower(config, text_in)}
 
     def make_learners(self, config: Config) -> dict[str, Learner]:
         """One for both towers."""
@@ -45,7 +45,10 @@ class Matching(Objective):
         for last, piece in mark_last(pieces):
             with self.autocast():
                 logits = self.networks["tower"](piece.images, self.encoder(piece.right))
-            loss = matching_loss(logits)
+            if self.train.pretraining_loss == "structured":
+                loss = structured_loss(logits, piece.classes)
+            else:
+                loss = matching_loss(logits)
             self.learner.backward(loss * scale, last)
             outcomes.append({"loss": loss.detach(), "found": _found(logits)})
         self.learner.update()
@@ -69,12 +72,13 @@ class Tower(nn.Module):
         channels: of the trunk, as the discriminator's.
         text_in: width of a caption's code.
         dim: width in which picture and caption are compared.
+        cosine: whether by cosine, over a temperature; else by inner product.
     """
 
-    def __init__(self, channels: Sequence[int], text_in: int, dim: int) -> None:
+    def __init__(self, channels: Sequence[int], text_in: int, dim: int, cosine: bool) -> None:
         super().__init__()
         self.trunk = Trunk(channels)
-        self.matcher = Matcher(text_in, dim, channels[-1])
+        self.matcher = Matcher(text_in, dim, channels[-1], cosine)
 
     def forward(self, images: Tensor, code: Tensor) -> Tensor:
         """Pictures [b, 3, S, S], codes [n, text_in] -> logits [b, n]."""
@@ -84,6 +88,12 @@ class Tower(nn.Module):
     def pictures(self, images: Tensor) -> Tensor:
         """Pictures [b, 3, S, S] -> their codes [b, dim], of length 1."""
         return self.matcher.pictures(self.trunk(images))
+
+
+def make_tower(config: Config, text_in: int) -> Tower:
+    """The tower of a run of `Matching`; the structured loss compares by plain inner products."""
+    cosine = config.train.pretraining_loss == "contrastive"
+    return Tower(config.model.d_channels, text_in, config.model.text_dim, cosine)
 
 
 class Autoencode(Objective):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,11 +82,14 @@ def gradients(objective: Objective) -> dict[str, Tensor]:
     }
 
 
-def assert_pieces_add_up(make: Callable[[], Objective]) -> None:
+def assert_pieces_add_up(
+    make: Callable[[], Objective], pieces: Sequence[Piece] | None = None
+) -> None:
     """Two workers with one piece each make the update of one worker with both."""
+    pieces = pieces or make_pieces(2)
     whole, halves = make(), [make() for _ in range(2)]
-    whole.step(make_pieces(2), 0, 2, 1)
-    for half, piece in zip(halves, make_pieces(2), strict=True):
+    whole.step(pieces, 0, 2, 1)
+    for half, piece in zip(halves, pieces, strict=True):
         half.step([piece], 0, 2, 2)
     shares = [gradients(half) for half in halves]
     for name, value in gradients(whole).items():

@@ -118,7 +118,7 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
     codes = [gan.encoder(piece.right).detach() for piece in pieces]
     others = [gan.encoder(piece.wrong).detach() for piece in pieces]
     losses_d, matching_d = [], []
-    for (images, right, wrong, noise, _), code in zip(pieces, codes, strict=True):
+    for (images, right, wrong, noise, *_), code in zip(pieces, codes, strict=True):
         fake = textbook_generator(g, noise, code).detach()
         s_r = log_d(images, gan.encoder(right))
         s_w = log_not_d(images, gan.encoder(wrong))

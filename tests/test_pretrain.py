@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runner import Runner
 from small_gan import DIM, WORDS, TinyEncoder, assert_pieces_add_up, make_config, make_pieces
+from test_pretrained_encoders import SIZES, run, run_config
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from t2i_ray.config import UserError, parse_config
+from t2i_ray.data import open_prepared, prepare
+from t2i_ray.encoders import load_encoder
+from t2i_ray.evaluate.matching import of_pretrained
+from t2i_ray.evaluate.pictures import batches
 from t2i_ray.families import family_of, objective_of
-from t2i_ray.family import Objective
-from t2i_ray.pretrain import rebuilding_loss, words_of
+from t2i_ray.family import Objective, Piece
+from t2i_ray.losses import structured_loss
+from t2i_ray.models import estimate_statistics
+from t2i_ray.pretrain import make_tower, rebuilding_loss, words_of
+from t2i_ray.storage import open_store
 
 
 def make(name: str, **train: Any) -> Objective:
@@ -23,16 +35,30 @@ def make(name: str, **train: Any) -> Objective:
     return objective_of(config)(config, TinyEncoder(), DIM, words=WORDS)
 
 
-@pytest.mark.parametrize(("name", "measure"), [("matching", "found"), ("autoencode", "rebuilt")])
-def test_an_objective_is_learnt_and_goes_on_bit_for_bit(name: str, measure: str) -> None:
-    objective = make(name, steps=150)
+STRUCTURED = {"pretraining_loss": "structured"}
+OBJECTIVES: list[tuple[str, dict[str, Any]]] = [
+    ("matching", {}),
+    ("matching", STRUCTURED),
+    ("autoencode", {}),
+]
+
+
+def classed(pieces: list[Piece]) -> list[Piece]:
+    """With pictures 0 and 1 of one class, and so on."""
+    return [piece._replace(classes=torch.arange(len(piece.images)) // 2) for piece in pieces]
+
+
+@pytest.mark.parametrize(("name", "more"), OBJECTIVES)
+def test_an_objective_is_learnt_and_goes_on_bit_for_bit(name: str, more: dict[str, Any]) -> None:
+    measure = {"matching": "found", "autoencode": "rebuilt"}[name]
+    objective = make(name, steps=150, **more)
     pieces = make_pieces(1)
     before = objective.measure(pieces)[measure]
     for step in range(150):
         logged = objective.step(pieces, step, 1, 1)
     assert objective.measure(pieces)[measure] > max(0.3, 2 * before)
     assert logged["loss"].isfinite()
-    resumed = make(name, steps=150)
+    resumed = make(name, steps=150, **more)
     resumed.load_state(objective.state())
     for one in (objective, resumed):
         one.step(pieces, 150, 1, 1)
@@ -41,9 +67,94 @@ def test_an_objective_is_learnt_and_goes_on_bit_for_bit(name: str, measure: str)
         assert all(torch.equal(wanted[part][key], found[part][key]) for key in wanted[part]), part
 
 
-@pytest.mark.parametrize("name", ["matching", "autoencode"])
-def test_pieces_add_up(name: str) -> None:
-    assert_pieces_add_up(lambda: make(name))
+@pytest.mark.parametrize(("name", "more"), OBJECTIVES)
+def test_pieces_add_up(name: str, more: dict[str, Any]) -> None:
+    assert_pieces_add_up(lambda: make(name, **more), classed(make_pieces(2)))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_structured_loss_by_its_definition(known: bool) -> None:
+    random = torch.Generator().manual_seed(5)
+    images, texts = torch.randn(2, 7, 3, generator=random, dtype=torch.float64)
+    classes = [4, 0, 4, -3, 0, 4, -8] if known else list(range(7))
+    total, counted = 0.0, 0
+    by_images, by_texts = torch.zeros(7, 3).double(), torch.zeros(7, 3).double()
+    for n, m in itertools.permutations(range(7), 2):
+        if classes[n] == classes[m]:
+            continue
+        finds_caption = 1 + images[n] @ texts[m] - images[n] @ texts[n]
+        if finds_caption > 0:
+            total, counted = total + finds_caption.item() / 49, counted + 1
+            by_images[n] += (texts[m] - texts[n]) / 49
+            by_texts[m] += images[n] / 49
+            by_texts[n] -= images[n] / 49
+        finds_picture = 1 + images[m] @ texts[n] - images[n] @ texts[n]
+        if finds_picture > 0:
+            total, counted = total + finds_picture.item() / 49, counted + 1
+            by_texts[n] += (images[m] - images[n]) / 49
+            by_images[m] += texts[n] / 49
+            by_images[n] -= texts[n] / 49
+    assert 10 < counted < 60  # some are violated, some are not
+    images.requires_grad_()
+    texts.requires_grad_()
+    loss = structured_loss(images @ texts.T, torch.tensor(classes) if known else None)
+    assert loss.item() == pytest.approx(total, rel=1e-12)
+    gradients = torch.autograd.grad(loss, [images, texts])
+    for found, wanted in zip(gradients, (by_images, by_texts), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_what_the_structured_loss_does_not_ask_for() -> None:
+    """Nothing of a piece of one class; else the step is by other classes' pairs alone."""
+    (piece,) = make_pieces(1)
+    alike = piece._replace(classes=torch.zeros(16, dtype=torch.int64))
+    logged = make("matching", **STRUCTURED).step([alike], 0, 1, 1)
+    assert logged["loss"] == 0
+    losses = [
+        make("matching", **more).step([each], 0, 1, 1)["loss"].item()
+        for more in ({}, STRUCTURED)
+        for each in (piece, *classed([piece]))
+    ]
+    assert losses[0] == losses[1]  # to the contrastive loss classes are nothing
+    assert losses[2] > losses[3] > 0
+
+
+def floats(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "structured"])
+def test_a_tower_judges_by_what_it_was_trained_with(tmp_path: Path, loss: str) -> None:
+    """Without Ray, on data with classes; then loaded as R-precision's matcher."""
+    config = run_config(tmp_path, "pre", {"kind": "gru", **SIZES}, pretraining_loss=loss)
+    document = config.model_dump(mode="json")
+    document["model"]["family"] = "matching"
+    document["evaluation"] = {"every": 4, "samples": 16}
+    config = parse_config(document)
+    checkpoint = run(config)
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    captions = ["a red flower", "a white one", "petals", "blue"]
+    store = open_store(config.storage)
+    prepared = open_prepared(store, prepare(config.data, store))
+    judge = of_pretrained("pre", checkpoint, prepared, config.data)
+    scores = judge.similarity(images, captions)
+    np.testing.assert_allclose(judge.similarity(images[2:3], captions), scores[2:3], rtol=1e-4)
+
+    encoder = load_encoder(checkpoint.documents["encoder"])
+    encoder.module.load_state_dict(checkpoint.tensors["encoder_ema"])
+    tower = make_tower(config, encoder.dim)
+    tower.load_state_dict(checkpoint.tensors["tower"])
+    seen = batches(prepared, config.data, "train", 64)
+    estimate_statistics(tower.trunk, ((floats(seen.piece(i, 0).images),) for i in range(16)))
+    with torch.inference_mode():
+        pixels = floats(images)
+        image = tower.matcher.image(tower.trunk(pixels).flatten(1))
+        text = tower.matcher.text(encoder.module(torch.from_numpy(encoder.rows(captions))))
+        wanted = {
+            "contrastive": 10 * cosine_similarity(image[:, None], text, dim=2),
+            "structured": (image[:, None] * text).sum(2),
+        }
+    np.testing.assert_allclose(scores, wanted[loss].numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_paddings_are_nothing_to_rebuild() -> None:

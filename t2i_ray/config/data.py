@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import model_validator
 
 from t2i_ray.config.fields import Section, identity, operational
@@ -19,6 +21,11 @@ class Data(Section):
         ge=16,
     )
     flip: bool = identity(True, doc="Mirror every other picture, at random.")
+    wrong: Literal["other_class", "same_class", "hard"] = identity(
+        "other_class",
+        doc="Whose caption is the wrong one of a picture: any other class's; same_class: another "
+        "picture's of its own class; hard: that of the class whose captions are the most similar.",
+    )
     shard_size: int = operational(1024, doc="Pictures in one stored shard.", ge=1)
     max_rejected: float = operational(
         0.05, doc="Largest share of unusable pictures before prepare gives up.", ge=0, le=1

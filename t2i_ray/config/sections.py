@@ -87,6 +87,11 @@ class Train(Section):
         "0: none, as in the paper.",
         ge=0,
     )
+    pretraining_loss: Literal["contrastive", "structured"] = identity(
+        "contrastive",
+        doc="matching: contrastive (Radford et al. 2021), or structured, the symmetric joint "
+        "embedding of Reed, Akata, Lee and Schiele 2016.",
+    )
     loss: Literal["logistic", "hinge"] = identity(
         "logistic", doc="logistic, as in the paper, or hinge (Lim and Ye 2017)."
     )

@@ -4,12 +4,14 @@ from t2i_ray.data.batches import Batches, Piece
 from t2i_ray.data.prepare import prepare
 from t2i_ray.data.prepared import Manifest, Prepared, open_prepared
 from t2i_ray.data.rng import counter_rng
+from t2i_ray.data.wrong import WrongCaptions
 
 __all__ = [
     "Batches",
     "Manifest",
     "Piece",
     "Prepared",
+    "WrongCaptions",
     "counter_rng",
     "open_prepared",
     "prepare",

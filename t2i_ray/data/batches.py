@@ -15,8 +15,7 @@ from t2i_ray import config
 from t2i_ray.config import UserError
 from t2i_ray.data.prepared import Prepared
 from t2i_ray.data.rng import counter_rng
-
-_TRIES = 32  # redraws of a wrong caption that fits after all, before the fitting are ruled out
+from t2i_ray.data.wrong import WrongCaptions, one_caption
 
 
 class Piece(NamedTuple):
@@ -24,7 +23,8 @@ class Piece(NamedTuple):
 
     images: np.ndarray  # uint8 [b, size, size, 3]
     right: np.ndarray  # int64 [b], ids of captions of the pictures
-    wrong: np.ndarray  # int64 [b], ids of captions of other pictures
+    wrong: np.ndarray  # int64 [b], ids of captions of other pictures, see `WrongCaptions`
+    classes: np.ndarray  # int64 [b]; a picture of unknown class has a number of its own, below 0
 
 
 class Batches:
@@ -34,7 +34,7 @@ class Batches:
     m-th of ``micro_batches`` equal pieces.
 
     Raises:
-        UserError: the split is empty, or all of its captions say the same.
+        UserError: the split is empty, or has no wrong captions of the kind ``data.wrong``.
     """
 
     def __init__(
@@ -53,18 +53,7 @@ class Batches:
         self._ids = prepared.ids(split)
         if not len(self._ids):
             raise UserError(f"data.source: no picture is in the split {split}; add some")
-        self._first = prepared.first_caption
-        self._most = int(np.diff(self._first).max())
-        texts: dict[str, int] = {}  # equal captions share a number
-        self._text = np.array([texts.setdefault(text, len(texts)) for text in prepared.captions])
-        mine = np.concatenate([prepared.captions_of(sample) for sample in self._ids])
-        self._captions = mine.astype(np.int64)
-        if len(np.unique(self._text[mine])) < 2:
-            raise UserError(
-                f"data.source: all captions of the split {split} are the same, so none can be "
-                "wrong; give pictures captions of their own"
-            )
-        self._by_class()
+        self._wrong = WrongCaptions(prepared, data.wrong, split)
 
     def piece(self, step: int, micro: int) -> Piece:
         """Micro-batch ``micro`` of step ``step``, both from 0. A pure function of these."""
@@ -72,9 +61,11 @@ class Batches:
         samples = self._samples(np.arange(start, start + self._micro))
         images = self._prepared.images(samples)
         rng = counter_rng(self._seed, "right caption", step, micro)
-        right = self._caption(samples, rng)
-        wrong = self._wrong(samples, counter_rng(self._seed, "wrong caption", step, micro))
-        return Piece(self._cut(images, step, micro), right, wrong)
+        right = one_caption(self._prepared.first_caption, samples, rng)
+        wrong = self._wrong.draw(samples, counter_rng(self._seed, "wrong caption", step, micro))
+        known = self._prepared.class_ids[samples]
+        classes = np.where(known < 0, -1 - samples, known)
+        return Piece(self._cut(images, step, micro), right, wrong, classes)
 
     def _samples(self, positions: np.ndarray) -> np.ndarray:
         """Sample ids at positions of the endless stream."""
@@ -97,55 +88,6 @@ class Batches:
             crop = images[place, top : top + self._size, left : left + self._size]
             out[place] = crop[:, ::-1] if mirror else crop
         return out
-
-    def _caption(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One caption of each sample, all equally likely."""
-        first = self._first[samples]
-        chosen: np.ndarray = first + rng.integers(0, self._first[samples + 1] - first)
-        return chosen
-
-    def _by_class(self) -> None:
-        """Sort the split by class, so that "any sample of another class" is one draw.
-
-        A sample without a class is a class of its own; so is each if there is one class only.
-        """
-        known = self._prepared.class_ids[self._ids]
-        alone = -1 - np.arange(len(self._ids))
-        classes = np.where(known < 0, alone, known)
-        if (classes == classes[0]).all():
-            classes = alone
-        order = np.argsort(classes, kind="stable")
-        self._sorted = self._ids[order]
-        ranked = classes[order]
-        # In that order a sample's class lies from its start to its stop; both by sample id.
-        self._start = np.zeros(len(self._prepared.class_ids), np.int64)
-        self._stop = self._start.copy()
-        self._start[self._ids] = np.searchsorted(ranked, classes, side="left")
-        self._stop[self._ids] = np.searchsorted(ranked, classes, side="right")
-
-    def _wrong(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A caption of a sample of another class each, whose text is none of the sample's own."""
-        captions = self._first[samples, None] + np.arange(self._most)
-        own = self._text[np.minimum(captions, self._first[samples + 1, None] - 1)]
-        start, stop = self._start[samples], self._stop[samples]
-        wrong = np.empty(len(samples), np.int64)
-        bad = np.arange(len(samples))
-        for _ in range(_TRIES):
-            draw = rng.integers(0, len(self._sorted) - (stop - start)[bad])
-            draw += np.where(draw >= start[bad], (stop - start)[bad], 0)
-            wrong[bad] = self._caption(self._sorted[draw], rng)
-            bad = bad[(self._text[wrong[bad], None] == own[bad]).any(1)]
-            if not len(bad):
-                return wrong
-        for place in bad.tolist():  # nearly all captions are the same: any other, of any class
-            others = self._captions[~np.isin(self._text[self._captions], own[place])]
-            if not len(others):
-                raise UserError(
-                    f"data.source: sample {samples[place]} has every caption that there is, so "
-                    "none is wrong for it; give pictures captions of their own"
-                )
-            wrong[place] = rng.choice(others)
-        return wrong
 
 
 @lru_cache(maxsize=4)

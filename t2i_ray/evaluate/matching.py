@@ -19,7 +19,7 @@ from t2i_ray.evaluate.pictures import BATCH, Pictures, batches
 from t2i_ray.families import family_of
 from t2i_ray.generate import float32
 from t2i_ray.models import Discriminator, estimate_statistics
-from t2i_ray.pretrain import Tower
+from t2i_ray.pretrain import Tower, make_tower
 
 OTHERS = 99  # captions among which the own one is looked for
 BLOCK = 1000  # pictures scored together
@@ -174,7 +174,7 @@ def of_pretrained(
     require_allowed(checkpoint.documents["config"])
     encoder = _encoder(checkpoint, own, "encoder_ema")
     with torch.random.fork_rng(devices=[]):
-        tower = Tower(own.model.d_channels, encoder.dim, own.model.text_dim)
+        tower = make_tower(own, encoder.dim)
     tower.load_state_dict(float32(checkpoint.tensors["tower"]))
     training = batches(prepared, data, "train", 64)
     pictures = (_parts(training.piece(i, 0).images)[0] for i in range(16))

@@ -199,8 +199,8 @@ def real_pictures(
 
 
 def batches(prepared: Prepared, data: config.Data, split: str, size: int) -> Batches:
-    """The split as training sees it, always mirrored: runs with and without share a reader."""
-    data = data.model_copy(update={"flip": True})
+    """The split as training sees it, whatever its ``flip`` and ``wrong``: runs share a reader."""
+    data = data.model_copy(update={"flip": True, "wrong": "other_class"})
     return Batches(prepared, data, seed=0, batch_size=size, micro_batches=1, split=split)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from t2i_ray.data import Prepared
+from t2i_ray.data.words import tfidf
 from t2i_ray.evaluate.features import cannot_import
 
 WIDTH = 64
@@ -18,18 +19,16 @@ WIDTH = 64
 def embed(prepared: Prepared, captions: Sequence[int]) -> np.ndarray:
     """Latent semantic analysis (Deerwester et al. 1990) of these captions, float64 [n, <= 64].
 
-    Words weighted by tf-idf, reduced to 64 directions, both fitted to the captions of the training
-    split by scikit-learn.
+    Words weighted by tf-idf, reduced to 64 directions by scikit-learn, both fitted to the captions
+    of the training split.
     """
     try:
         from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
     except Exception as error:
         raise cannot_import("scikit-learn", "measures", error) from None
-    words = TfidfVectorizer(token_pattern=r"\w+")
-    training = np.concatenate([prepared.captions_of(sample) for sample in prepared.ids("train")])
-    counts = words.fit_transform([prepared.captions[i] for i in training])
-    given = words.transform([prepared.captions[i] for i in captions])
+    training = [i for sample in prepared.ids("train") for i in prepared.captions_of(sample)]
+    fitted, wanted = ([prepared.captions[i] for i in ids] for ids in (training, captions))
+    counts, given = tfidf(fitted, fitted), tfidf(fitted, wanted)
     if counts.shape[1] <= WIDTH:
         few: np.ndarray = given.toarray()
         return few

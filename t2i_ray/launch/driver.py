@@ -10,7 +10,7 @@ import ray
 
 from t2i_ray import tracking
 from t2i_ray.config import Config, UserError, parse_config
-from t2i_ray.data import open_prepared, prepare
+from t2i_ray.data import WrongCaptions, open_prepared, prepare
 from t2i_ray.launch.attempt import begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
@@ -96,12 +96,25 @@ def with_pinned_encoder(config: Config) -> Config:
 
 
 def prepare_data(config: Config, store: Store) -> str:
-    """Prepare the data on the cluster unless it is there; its prefix."""
+    """Prepare the data on the cluster unless it is there; its prefix.
+
+    Raises:
+        UserError: it can't be had, or has no wrong captions of the kind ``data.wrong``.
+    """
 
     def tell(done: int, total: int) -> None:
         print(f"prepared {done} of {total} pictures", flush=True)
 
-    return prepare(config.data, store, reach=config.storage, run_tasks=ray_tasks, progress=tell)
+    data = prepare(config.data, store, reach=config.storage, run_tasks=ray_tasks, progress=tell)
+    if (kind := config.data.wrong) != "other_class":
+        prepared = open_prepared(store, data)
+        count, all_of = WrongCaptions(prepared, kind).fallbacks, len(prepared.ids("train"))
+        print(
+            f"data.wrong={kind}: {count} of {all_of} training pictures have no such caption and "
+            "get one of any other class",
+            flush=True,
+        )
+    return data
 
 
 def make_shared_once(config: Config, data: str) -> dict[str, Any] | None:

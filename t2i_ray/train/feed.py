@@ -41,14 +41,18 @@ class Feed:
         #: How many values a row's ids have; 0: rows are finished codes.
         self.words = int(rows.max()) + 1 if rows.dtype.kind in "iu" else 0
         self._augments = bool(config.train.augment)
+        self._pretrains = not config.model.draws
         self._seed = config.seed
         self._noise_dim = config.model.noise_dim
         self._dtype = DTYPES[config.train.precision]
         self._device = device
 
     def of_split(self, split: str) -> Feed:
-        """The same of another split."""
-        return Feed(*self._made_of, split=split)
+        """The same of another split; wrong captions there are other_class's, for all runs alike."""
+        config, prepared, rows, device = self._made_of
+        data = config.data.model_copy(update={"wrong": "other_class"})
+        config = config.model_copy(update={"data": data})
+        return Feed(config, prepared, rows, device, split=split)
 
     def piece(self, step: int, micro: int) -> Piece:
         """The tensors of one micro-batch of one step."""
@@ -59,6 +63,7 @@ class Feed:
             wrong=self.rows(batch.wrong),
             noise=self.noise("noise", step, micro, count=len(batch.right)),
             chance=self._chance(step, micro, len(batch.right)) if self._augments else None,
+            classes=torch.from_numpy(batch.classes).to(self._device) if self._pretrains else None,
         )
 
     def _chance(self, step: int, micro: int, count: int) -> torch.Tensor:
