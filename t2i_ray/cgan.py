@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from t2i_ray.family import Piece
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.losses import Scores
 
@@ -14,6 +15,13 @@ class CGan(GanCls):
     -log D(real, right) - log(1 - D(fake, right)): whether a picture is real and whether it fits
     its caption are one question only as far as the generator makes them so.
     """
+
+    def _codes(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Nothing but train.interpolation looks at the wrong captions."""
+        if self.train.interpolation:
+            return self.encode(piece)
+        right = self.encode_rows(piece.right)
+        return right, right
 
     def _scores(self, real: Tensor, fakes: Tensor, right: Tensor, wrong: Tensor) -> Scores:
         """Of two pairs."""

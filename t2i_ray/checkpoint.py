@@ -70,19 +70,22 @@ class Checkpoints:
         documents: Mapping[str, Any],
         *,
         score: float | None = None,
+        first: Callable[[], None] | None = None,
         on_durable: Callable[[int], None] | None = None,
     ) -> None:
         """Copy everything now, write it in the background.
 
         Waits first if the save before is still being written. While the store fails, the thread
         tries again without end and warns once a minute. What goes wrong in it otherwise (a bug,
-        or ``on_durable`` raising) is raised by the next ``save`` or ``wait``.
+        or a callback raising) is raised by the next ``save`` or ``wait``.
 
         Args:
             step: updates done.
             tensors: group -> name -> tensor, on any device.
             documents: name -> JSON value.
             score: by which the best is chosen; NaN and infinity count as none.
+            first: called in the thread before anything is written, again while it raises
+                StorageError; for files that must be there if the checkpoint is.
             on_durable: called with the step, in the thread, once the manifest is written.
         """
         self.wait()
@@ -96,6 +99,8 @@ class Checkpoints:
         score = score if score is not None and math.isfinite(score) else None
 
         def files() -> Iterator[tuple[str, bytes]]:  # one at a time, to hold one copy only
+            if first:
+                first()
             for group, named in host.items():
                 yield f"{group}.safetensors", save_tensors(named)
             for name, text in texts.items():

@@ -47,7 +47,7 @@ class CVae(Family):
         """One step up the bound."""
         outcomes = []
         for last, piece in mark_last(pieces):
-            code, _ = self.encode(piece)
+            code = self.encode_rows(piece.right)
             with self.autocast():
                 mean, log_variance = self.networks["recognition"](piece.images, code)
             z = mean + (log_variance / 2).exp() * piece.noise

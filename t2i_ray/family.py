@@ -66,8 +66,12 @@ class Objective(ABC):
             made = self.make_networks(config, text_in)
         self.networks = {name: net.to(self.device, self.dtype) for name, net in made.items()}
         self.encoder = encoder.to(self.device, self.dtype)
-        self.encoder_ema = copy.deepcopy(self.encoder).requires_grad_(False).eval()
-        self.networks |= {"encoder": self.encoder, "encoder_ema": self.encoder_ema}
+        if any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.encoder_ema = copy.deepcopy(self.encoder).requires_grad_(False).eval()
+            self.networks["encoder"] = self.encoder
+        else:  # it is its own average: a text model is not to be held and saved twice
+            self.encoder_ema = self.encoder.eval()
+        self.networks["encoder_ema"] = self.encoder_ema
         self.learners = self.make_learners(config)
 
     # --------------------------------------------------------------- what an objective says
@@ -128,9 +132,14 @@ class Objective(ABC):
 
     def encode(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """Codes [b, text_in] of the right and of the wrong captions, in one call."""
-        with self.autocast():
-            right, wrong = self.encoder(torch.cat([piece.right, piece.wrong])).chunk(2)
+        right, wrong = self.encode_rows(torch.cat([piece.right, piece.wrong])).chunk(2)
         return right, wrong
+
+    def encode_rows(self, rows: Tensor) -> Tensor:
+        """Encoder rows [n, ...] -> codes [n, text_in], by the encoder that is trained."""
+        with self.autocast():
+            codes: Tensor = self.encoder(rows)
+        return codes
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic of networks' forwards."""
@@ -144,7 +153,7 @@ class Objective(ABC):
         networks = [
             (averaged, self.networks[name.removesuffix("_ema")])
             for name, averaged in self.networks.items()
-            if name.endswith("_ema")
+            if name.endswith("_ema") and name.removesuffix("_ema") in self.networks
         ]
         pairs = [
             (average.detach(), parameter.detach())
@@ -169,13 +178,16 @@ class Objective(ABC):
 
     # --------------------------------------------------------------------------------- state
 
-    def state(self) -> State:
+    def state(self, *, copy: bool = True) -> State:
         """All tensors needed to go on bit for bit: part -> name -> a copy in main memory.
 
-        Parts are the networks' state dicts and the optimisers' tensors, see `Learner.state`.
+        Without ``copy`` they are the very tensors that the next step changes. Parts are the
+        networks' state dicts and the optimisers' tensors, see `Learner.state`.
         """
         parts = {name: dict(network.state_dict()) for name, network in self.networks.items()}
         parts |= {name: learner.state() for name, learner in self.learners.items()}
+        if not copy:
+            return parts
         return {
             part: {
                 name: value.detach().cpu().clone(memory_format=torch.contiguous_format)

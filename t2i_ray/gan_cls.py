@@ -70,7 +70,7 @@ class GanCls(Family):
         """Update D, then G against the new D: the habit of most code."""
         outcomes, fakes, codes = [], [], []
         for last, piece in mark_last(pieces):
-            right, wrong = self.encode(piece)
+            right, wrong = self._codes(piece)
             codes.append((right.detach(), wrong.detach()))
             with set_grad_enabled(not self.train.recompute_fakes):
                 fakes.append(self.draw(piece.noise, right.detach()))
@@ -99,7 +99,7 @@ class GanCls(Family):
         """Update D and G from the same scores, as Algorithm 1 is written."""
         outcomes = []
         for last, piece in mark_last(pieces):
-            right, wrong = self.encode(piece)
+            right, wrong = self._codes(piece)
             fake = self.draw(piece.noise, right.detach())
             features = self._look(fake, piece)
             loss_d, score, outcome_d = self._critic_loss(piece, features, right, wrong)
@@ -112,6 +112,10 @@ class GanCls(Family):
         self.learner_d.update()
         self.learner_g.update()
         return outcomes
+
+    def _codes(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Codes [b, text_in] of the right and of the wrong captions."""
+        return self.encode(piece)
 
     # ------------------------------------------------------------------ what D thinks of it
 

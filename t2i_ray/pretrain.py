@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -29,8 +30,9 @@ class Matching(Objective):
     """
 
     def make_networks(self, config: Config, text_in: int) -> dict[str, nn.Module]:
-        """The tower of pictures."""
-        return {"tower": make_tower(config, text_in)}
+        """The tower of pictures, with its average."""
+        tower = make_tower(config, text_in)
+        return {"tower": tower, "tower_ema": copy.deepcopy(tower).requires_grad_(False)}
 
     def make_learners(self, config: Config) -> dict[str, Learner]:
         """One for both towers."""
@@ -57,7 +59,7 @@ class Matching(Objective):
     @torch.no_grad()
     def measure(self, pieces: Iterable[Piece]) -> dict[str, float]:
         """``found``: how often a picture finds its caption among the piece's, and back."""
-        tower = self.networks["tower"]
+        tower = self.networks["tower_ema"]
         shares = [
             float(_found(tower(piece.images, self.encoder_ema(piece.right))))
             for piece in map(self.place, pieces)

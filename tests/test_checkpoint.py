@@ -315,6 +315,22 @@ def test_training_goes_on_while_the_store_is_slow(store: GatedStore) -> None:
     assert is_sound(checkpoints.latest(), 2)
 
 
+def test_what_must_be_there_is_written_before(store: GatedStore) -> None:
+    """A run's last files: no checkpoint says that it has ended while they are missing."""
+    checkpoints = Checkpoints(store, keep=3)
+    whole: list[bool] = []
+
+    def first() -> None:
+        whole.append(store.exists("step_00000001/manifest.json"))
+        if len(whole) < 3:
+            raise StorageError("away")
+
+    checkpoints.save(1, weights(1), {"state": {"step": 1}}, first=first)
+    checkpoints.wait()
+    assert whole == [False, False, False]
+    assert is_sound(checkpoints.latest(), 1)
+
+
 def test_an_outage_delays_and_loses_nothing(
     store: GatedStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -143,7 +143,7 @@ def test_a_tower_judges_by_what_it_was_trained_with(tmp_path: Path, loss: str) -
     encoder = load_encoder(checkpoint.documents["encoder"])
     encoder.module.load_state_dict(checkpoint.tensors["encoder_ema"])
     tower = make_tower(config, encoder.dim)
-    tower.load_state_dict(checkpoint.tensors["tower"])
+    tower.load_state_dict(checkpoint.tensors["tower_ema"])
     seen = batches(prepared, config.data, "train", 64)
     estimate_statistics(tower.trunk, ((floats(seen.piece(i, 0).images),) for i in range(16)))
     with torch.inference_mode():

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
+from PIL import Image
 from runner import RUN, STEPS, Runner, finish, until
 from servers import S3Server, free_port
+from small_configs import TINY, write_config
 
 from t2i_ray.checkpoint import Checkpoints, DamagedCheckpoint
-from t2i_ray.config import Storage, load_config
+from t2i_ray.config import Storage, UserError, load_config, with_overrides
+from t2i_ray.data import prepare
 from t2i_ray.generate import Pipeline
+from t2i_ray.launch.driver import make_shared
 from t2i_ray.runs import read_run, run_store
 from t2i_ray.storage import open_store
 from t2i_ray.tracking import describe
@@ -44,6 +48,25 @@ def test_a_run_leaves_all_it_promised(runner: Runner, unbroken: str) -> None:
     paths = {file.path for file in runner.mlflow().list_artifacts(run.info.run_id)}
     assert {"config.yaml", "losses.png", "samples"} <= paths
     assert runner.record(unbroken).published
+
+
+def test_data_without_held_out_pictures(tmp_path: Path) -> None:
+    """The grid is of training captions then; measuring is refused before a worker starts."""
+    lines = [{"image": f"{i}.png", "caption": f"shade {i}", "split": "train"} for i in range(24)]
+    for i, line in enumerate(lines):
+        Image.new("RGB", (18, 18), (i * 9, 0, 99)).save(tmp_path / line["image"])
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = {"kind": "folder", "path": str(tmp_path)}
+    document = {**TINY, "data": {**TINY["data"], "source": source}}
+    config = load_config(write_config(tmp_path, "shades", document), ["train.steps=2"])
+    store = open_store(config.storage)
+    data = prepare(config.data, store)
+    job = Job(config.model_dump(mode="json"), data, None, describe(config, key="k").to_json())
+    assert train(job, Worker()).status == "FINISHED"
+    assert (tmp_path / "store/runs/shades/samples/step_00000002.png").exists()
+    document = with_overrides(job.config, ["evaluation.every=2"])
+    with pytest.raises(UserError, match="the split val has 0 pictures"):
+        make_shared(document, data)
 
 
 def test_measured_while_training_and_the_best_is_kept(runner: Runner, unbroken: str) -> None:

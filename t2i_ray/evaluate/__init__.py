@@ -6,7 +6,7 @@ from t2i_ray.evaluate.features import FeatureModel, Features
 from t2i_ray.evaluate.judges import Judges
 from t2i_ray.evaluate.matching import Matcher
 from t2i_ray.evaluate.measure import measure
-from t2i_ray.evaluate.pictures import RealPictures, Seeds
+from t2i_ray.evaluate.pictures import RealPictures, Seeds, check_split
 from t2i_ray.evaluate.reader import Reader, ensure_reader, load_reader
 from t2i_ray.evaluate.values import Measures, Value
 
@@ -23,6 +23,7 @@ __all__ = [
     "Seeds",
     "Value",
     "check_libraries",
+    "check_split",
     "ensure_reader",
     "frechet_distance",
     "load_reader",

@@ -17,7 +17,7 @@ from t2i_ray.evaluate.features import FeatureModel, load_own
 from t2i_ray.evaluate.inception import OfInception
 from t2i_ray.evaluate.matching import PRETRAINED_TENSORS, Matcher, of_pretrained
 from t2i_ray.evaluate.reader import Reader, ensure_reader
-from t2i_ray.runs import run_store
+from t2i_ray.runs import read_run, run_store
 from t2i_ray.storage import Store
 
 
@@ -68,7 +68,7 @@ class Judges:
             matcher = of_pretrained(name, newest, prepared, config.data)
             models.append(matcher)
             matchers.append(matcher)
-            about[matcher.name] = f"the tower of the run {name}, step {newest and newest.step}"
+            about[matcher.name] = _provenance(store, name, prepared)
         if features:
             own = validate(OwnFeatures, read_yaml(features))
             models.append(load_own(own))
@@ -110,6 +110,13 @@ class Judges:
         if self.models and "frechet" in able:
             check_libraries(["kernel"])  # it is the same library's
         return able
+
+
+def _provenance(store: Store, matcher: str, prepared: Prepared) -> str:
+    record = read_run(store, matcher)
+    manifest = store.read_json(f"{record.data}/manifest.json", {}) if record else {}
+    other = manifest.get("digest") != prepared.digest
+    return f"the tower of the run {matcher}" + (", trained on other data" if other else "")
 
 
 NOTHING = (

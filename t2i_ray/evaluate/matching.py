@@ -119,8 +119,12 @@ def _parts(images: np.ndarray) -> list[Tensor]:
     ]
 
 
-HEAD_TENSORS = ("discriminator", "encoder")  # what of_discriminator reads of a checkpoint
-PRETRAINED_TENSORS = ("tower", "encoder_ema")  # and of_pretrained
+HEAD_TENSORS = (
+    "discriminator",
+    "encoder",
+    "encoder_ema",
+)  # what of_discriminator reads of a checkpoint
+PRETRAINED_TENSORS = ("tower_ema", "encoder_ema")  # and of_pretrained
 
 
 def of_discriminator(checkpoint: Checkpoint) -> Scored | None:
@@ -134,7 +138,8 @@ def of_discriminator(checkpoint: Checkpoint) -> Scored | None:
     own = parse_config(checkpoint.documents["config"])
     if "discriminator" not in checkpoint.tensors or not own.train.matching:
         return None
-    encoder = _encoder(checkpoint, own, "encoder")
+    trained = "encoder" if "encoder" in checkpoint.tensors else "encoder_ema"
+    encoder = _encoder(checkpoint, own, trained)
     with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
         others = family_of(own).make_others(own, encoder.dim)
     found = others.get("discriminator")
@@ -161,7 +166,7 @@ def of_pretrained(
         UserError: the run is none such, or of pictures of another size.
     """
     own = parse_config(checkpoint.documents["config"]) if checkpoint else None
-    if checkpoint is None or own is None or "tower" not in checkpoint.tensors:
+    if checkpoint is None or own is None or "tower_ema" not in checkpoint.tensors:
         raise UserError(
             f"evaluation.matcher={name}: this is no run of 't2i-ray pretrain-encoder' with "
             "--objective matching that has a checkpoint in this storage; give one"
@@ -175,7 +180,7 @@ def of_pretrained(
     encoder = _encoder(checkpoint, own, "encoder_ema")
     with torch.random.fork_rng(devices=[]):
         tower = make_tower(own, encoder.dim)
-    tower.load_state_dict(float32(checkpoint.tensors["tower"]))
+    tower.load_state_dict(float32(checkpoint.tensors["tower_ema"]))
     training = batches(prepared, data, "train", 64)
     pictures = (_parts(training.piece(i, 0).images)[0] for i in range(16))
     estimate_statistics(tower.trunk, ((part,) for part in pictures))

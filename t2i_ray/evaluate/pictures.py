@@ -105,12 +105,7 @@ class Pictures:
         seed: int,
         real: RealPictures | None = None,
     ) -> None:
-        pictures = len(prepared.ids(split))
-        if pictures < 4:
-            raise UserError(
-                f"data.source: the split {split} has {pictures} pictures, and measuring "
-                "needs at least 4; add some, or take another split"
-            )
+        check_split(prepared, split)
         self.prepared, self.data, self.split, self.seed = prepared, data, split, seed
         self.samples, self.captions = choose_captions(prepared, split, count, seed)
         self._generate = generate
@@ -173,6 +168,15 @@ class Pictures:
                 found = model(getattr(self, which))
             self._features[key] = found
         return self._features[key]
+
+
+def check_split(prepared: Prepared, split: str) -> None:
+    """Raise UserError if a split has fewer pictures than measuring needs."""
+    if (pictures := len(prepared.ids(split))) < 4:
+        raise UserError(
+            f"data.source: the split {split} has {pictures} pictures, and measuring needs at least "
+            "4; add some, or take another split, or set evaluation.every=0"
+        )
 
 
 def choose_captions(

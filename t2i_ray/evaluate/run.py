@@ -85,8 +85,12 @@ def evaluate_run(
     pipeline = Pipeline.from_checkpoint(checkpoint)
     config = _with(pipeline.config, wanted)
     judges = Judges.find(store, prepared, config, wanted.features)
-    if head := of_discriminator(checkpoint):
+    asked = _asked(wanted, config)
+    if "r_precision" in asked and (head := of_discriminator(checkpoint)):
         judges = replace(judges, matchers=[head, *judges.matchers])
+    lacking = judges.lacking()
+    if absent := [group for group in wanted.groups if group in lacking]:
+        raise UserError(f"--measures {absent[0]}: {lacking[absent[0]]}")
     seeds = Seeds(len(prepared.captions), wanted.seed)
 
     def generate(captions: np.ndarray) -> np.ndarray:
@@ -99,7 +103,7 @@ def evaluate_run(
         split=split,
         count=count,
         seed=wanted.seed,
-        chosen=_groups(wanted, judges, config),
+        chosen=judges.able(asked),
         models=judges.models,
         matchers=judges.matchers,
         data=config.data,
@@ -131,17 +135,14 @@ def _with(config: Config, wanted: Wanted) -> Config:
     return config.model_copy(update={"evaluation": evaluation})
 
 
-def _groups(wanted: Wanted, judges: Judges, config: Config) -> list[str]:
-    """The groups to measure. Raises UserError: one that was asked for by name can't be."""
-    asked, own = set(wanted.groups), set(config.evaluation.measures)
-    lacking = judges.lacking()
-    if absent := [group for group in wanted.groups if group in lacking]:
-        raise UserError(f"--measures {absent[0]}: {lacking[absent[0]]}")
-    if not asked:
-        return judges.able({*CHEAP, *own})
-    if ALL in asked:
-        asked |= set(GROUPS)
-    return judges.able(asked | own if OWN in asked else asked)
+def _asked(wanted: Wanted, config: Config) -> set[str]:
+    """The groups to measure, as far as they can be."""
+    own = config.evaluation.measures
+    if ALL in wanted.groups:
+        return set(GROUPS)
+    if not wanted.groups:
+        return {*CHEAP, *own}
+    return {*wanted.groups, *(own if OWN in wanted.groups else ())} - {OWN}
 
 
 def _keep(folder: Store, step: int, measures: Measures, prepared: Prepared) -> None:

@@ -124,8 +124,7 @@ def make_shared_once(config: Config, data: str) -> dict[str, Any] | None:
 
     Returns a frozen model's description, by which workers do without the model itself.
     """
-    measures = config.evaluation.every and config.model.draws
-    if not config.encoder.outside and not measures:
+    if not config.encoder.outside and not config.evaluation.every:
         return None
     task = ray.remote(num_cpus=1, num_gpus=1 if config.cluster.gpu else 0)(make_shared)
     description: dict[str, Any] | None = result(task.remote(config.model_dump(mode="json"), data))
@@ -137,9 +136,11 @@ def make_shared(document: dict[str, Any], data: str) -> dict[str, Any] | None:
     config = parse_config(document)
     store = open_store(config.storage)
     prepared = open_prepared(store, data)
-    if config.evaluation.every and config.model.draws:
+    if config.evaluation.every:
         from t2i_ray import evaluate
 
+        evaluate.check_split(prepared, "val")
+    if config.evaluation.every and config.model.draws:
         evaluate.Judges.find(store, prepared, config).able(config.evaluation.measures)
     if not config.encoder.outside:
         return None

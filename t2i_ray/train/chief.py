@@ -19,7 +19,7 @@ from t2i_ray.encoders.saved import pretrained_files
 from t2i_ray.family import Family, Objective
 from t2i_ray.generate import noise_of, to_uint8
 from t2i_ray.runs import run_store
-from t2i_ray.storage import StorageError, Store
+from t2i_ray.storage import Store
 from t2i_ray.tracking import About, Tracker, resolve
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.progress import Progress
@@ -164,8 +164,9 @@ class Chief(Bystander):
         self._artifact(f"samples/step_{step:08d}.png", png)
 
     def _grid_captions(self) -> np.ndarray:
-        """The first captions of pictures spread over the validation split."""
+        """The first captions of pictures spread over the validation split, or else training."""
         ids = self._prepared.ids("val")
+        ids = ids if len(ids) else self._prepared.ids("train")
         chosen = ids[np.linspace(0, len(ids) - 1, min(GRID_CAPTIONS, len(ids))).astype(int)]
         return np.array([self._prepared.captions_of(sample)[0] for sample in chosen])
 
@@ -186,7 +187,7 @@ class Chief(Bystander):
         if isinstance(objective, Family):
             scores = self._measures(step, objective)
         else:
-            feed = self._feed.of_split("val")
+            feed = self._held_out
             count = max(1, self._config.evaluation.samples // feed.piece_size)
             pieces = (feed.piece(i, 0) for i in range(count))
             scores = {f"val/{name}": value for name, value in objective.measure(pieces).items()}
@@ -216,6 +217,10 @@ class Chief(Bystander):
             data=self._config.data,
             real=real,
         ).metrics
+
+    @cached_property
+    def _held_out(self) -> Feed:
+        return self._feed.of_split("val")
 
     @cached_property
     def _judges(self) -> tuple[Judges, list[str], RealPictures]:
@@ -250,7 +255,7 @@ class Chief(Bystander):
         }
         self._checkpoints.save(
             step,
-            {**objective.state(), "history": history},
+            {**objective.state(copy=False), "history": history},
             {
                 "state": {
                     "step": step,
@@ -263,7 +268,8 @@ class Chief(Bystander):
                 "tracking": self._tracker.snapshot(step),
             },
             score=self.measured.get(self._config.checkpoint.best or ""),
-            on_durable=self._commit,
+            first=self._write_files,
+            on_durable=self._tracker.commit,
         )
 
     def _artifact(self, key: str, data: bytes) -> None:
@@ -271,19 +277,12 @@ class Chief(Bystander):
         self._files[key] = data
         self._tracker.artifact(f"runs/{self._config.name}/{key}", key)
 
-    def _commit(self, step: int) -> None:
-        """In the checkpoint's thread, once it is durable: write the files, then show all."""
-        pause = 1.0
+    def _write_files(self) -> None:
+        """In the checkpoint's thread, before it: a run that ended has them all."""
         while self._files:
             key, data = next(iter(self._files.items()))
-            try:
-                self._store.write(key, data)
-                del self._files[key]
-            except StorageError as error:
-                print(f"warning: {key} not written yet, trying on: {error}", flush=True)
-                time.sleep(pause)
-                pause = min(2 * pause, 30)
-        self._tracker.commit(step)
+            self._store.write(key, data)
+            del self._files[key]
 
     def give_up(self) -> None:
         """The run has failed for good: MLflow may show also what no checkpoint covers."""

@@ -155,7 +155,7 @@ def _encoder(
     if checkpoint:
         encoder = load_encoder(checkpoint.documents["encoder"], target, config.storage)
         if not encoder.trainable:  # it may have to compute rows
-            encoder.module.load_state_dict(checkpoint.tensors["encoder"])
+            encoder.module.load_state_dict(checkpoint.tensors["encoder_ema"])
         return encoder
     ids = np.concatenate([prepared.captions_of(i) for i in prepared.ids("train")])
     captions = [prepared.captions[i] for i in ids]
