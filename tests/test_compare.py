@@ -120,6 +120,20 @@ def test_pareto_front(points: list[tuple[float, ...]], front: list[int]) -> None
 # ------------------------------------------------------------------------ what is compared
 
 
+def test_every_measure_of_each_contender(confirmed: Comparison) -> None:
+    (section,) = [each for each in sections(confirmed) if each.title == "All measures"]
+    assert section.table is not None
+    assert section.table.columns == ("measure", "better", *confirmed.contenders)
+    rows = {row[0]: row[1:] for row in section.table.rows}
+    assert rows.keys() == {"agreement/mean", "frechet_reader"}
+    better, *cells = rows["frechet_reader"]
+    assert better == "smaller"
+    for row, cell in zip(confirmed.contenders.values(), cells, strict=True):
+        values = [90 - 80 * score for score in row.scores.values()]
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert cell == f"{np.mean(values):.4f} [{low:.4f}, {high:.4f}]"
+
+
 def test_the_answer_comes_from_the_confirmation_alone(past: Past, confirmed: Comparison) -> None:
     assert confirmed.stage == "confirm"
     assert confirmed.metric_of("confirm") == "test/agreement/mean"

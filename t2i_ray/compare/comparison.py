@@ -115,6 +115,13 @@ class Comparison:
         """What the numbers are not."""
         return notes.warnings(self)
 
+    def measured(self, split: str) -> list[str]:
+        """Names of measures with a direction that a contender has of a split, without it."""
+        runs = [t.run for row in self.contenders.values() for t in row.finished.values()]
+        found = {metric.partition("/")[2] for run in runs for metric in run.metrics
+                 if MEASURE.fullmatch(metric) and metric.startswith(f"{split}/")}  # fmt: skip
+        return sorted(found)
+
     # ------------------------------------------------------------------- read when needed
 
     @cached_property

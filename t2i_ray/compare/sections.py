@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from t2i_ray.compare import statistics
 from t2i_ray.compare.losses import NETWORKS, PAPER, PUBLISHED, WARNING, Range
 from t2i_ray.compare.notes import interval, number
 from t2i_ray.compare.settings import Ended, Row
+from t2i_ray.config import larger_is_better
 
 if TYPE_CHECKING:
     from t2i_ray.compare.comparison import Comparison
@@ -42,6 +44,7 @@ def sections(comparison: Comparison) -> list[Section]:
     return [
         _scores(comparison),
         _differences(comparison),
+        _measures(comparison),
         *([_search(comparison)] if comparison.stage == "confirm" else []),
         _learning_rates(comparison),
         _cost(comparison),
@@ -133,6 +136,27 @@ def _differences(comparison: Comparison) -> Section:
         text.append("Smaller scores are better here: a negative difference favours the first.")
     columns = ("difference", "mean", "95 % interval", "n", "shown", "seeds")
     return Section(f"Differences between {what}", text, table=Table(columns, rows))
+
+
+def _measures(comparison: Comparison) -> Section:
+    split = comparison.metric_of(comparison.stage).partition("/")[0]
+    names = comparison.measured(split)
+    text = [
+        f"Whatever else was measured on the split {split}: mean over the seeds that finished, and "
+        "its 95 % t-interval. Only what ranks was chosen by; the others were looked at."
+    ]
+    rows = []
+    for name in names:
+        better = "larger" if larger_is_better(name) else "smaller"
+        scores = [row.of(f"{split}/{name}") for row in comparison.contenders.values()]
+        rows.append((name, better, *map(_mean_and_interval, scores)))
+    columns = ("measure", "better", *comparison.contenders)
+    return Section("All measures", text, table=Table(columns, rows, labels=2) if rows else None)
+
+
+def _mean_and_interval(scores: Sequence[float]) -> str:
+    bounds = statistics.t_interval(scores)
+    return number(statistics.mean(scores)) + (f" {interval(bounds)}" if bounds else "")
 
 
 def _search(comparison: Comparison) -> Section:

@@ -82,6 +82,11 @@ class Row:
         found = {seed: trial.run.metrics.get(self.metric) for seed, trial in self.finished.items()}
         return {seed: score for seed, score in sorted(found.items()) if score is not None}
 
+    def of(self, metric: str) -> list[float]:
+        """Any measure of those that finished, and have it."""
+        found = [trial.run.metrics.get(metric) for trial in self.finished.values()]
+        return [score for score in found if score is not None]
+
     @property
     def mean(self) -> float | None:
         """Over seeds; None if none was measured."""
