@@ -191,6 +191,10 @@ def test_each_character_counts_to_the_last() -> None:
         ({"kind": "gru", "init_sha256": "0" * 64}, ["encoder.init_sha256", "encoder.init_from"]),
         ({"kind": "huggingface"}, ["encoder.model", "missing"]),
         ({"kind": "bert", "model": "a/b", "init_from": "/x"}, ["encoder.model=a/b", "init_from"]),
+        (
+            {"kind": "bert", "model": "xlnet/xlnet-base-cased"},
+            ["encoder.kind=bert", "encoder.model=xlnet/xlnet-base-cased", "encoder.kind=xlnet"],
+        ),
         ({"kind": "custom", "target": "no class"}, ["encoder", "target", "no class"]),
     ],
 )

@@ -30,6 +30,7 @@ from t2i_ray.config import (
     Storage,
     UserError,
     allow,
+    classes_in,
     identity_hash,
     parse_config,
     parse_sweep,
@@ -422,6 +423,17 @@ def test_what_is_stored_is_not_reason_enough_to_import(
     assert mine not in sys.modules
 
 
+def test_options_of_a_users_encoder_name_no_classes() -> None:
+    own = {"kind": "custom", "target": "a:B", "options": {"target": "c:D", "family": ["e:F"]}}
+    space = {
+        "encoder": {"grid": {"options": own}},
+        "encoder.options.target": {"grid": ["c:D"]},
+        "model.family": {"choice": {"options": "g:H"}},  # a label
+    }
+    assert [*classes_in({"encoder": own})] == [("encoder.target", "a:B")]
+    assert [name for _, name in classes_in({"space": space})] == ["a:B", "g:H"]
+
+
 # ---------------------------------------------------------------------- captions that are read
 
 
@@ -628,3 +640,19 @@ def test_a_sweeps_encoders_are_pinned_and_their_paths_absolute(
     assert (second.init_from, second.init_sha256) == (None, None)
     assert first.init_from == str(tmp_path / "saved")
     assert first.init_sha256 == pin(first)
+
+
+def test_a_sweep_over_places_pins_what_lies_at_each(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        encoder = build_encoder(WORDS, CAPTIONS)  # with other first weights each time
+        save_pretrained_encoder(encoder, tmp_path / name)
+    section = {**WORDS.model_dump(), "init_from": str(tmp_path / "a")}
+    run = with_pinned_encoder(run_config(tmp_path, "s", section))
+    grid = {"grid": [str(tmp_path / "a"), str(tmp_path / "b"), None]}
+    document = {**run.model_dump(mode="json"), "evaluation": {"every": 4}}
+    sweep = parse_sweep({**document, "space": {"encoder.init_from": grid}})
+    tasks = Tasks(open_store(sweep.run.storage), sweep, "commit")
+    found = [tasks._settled(trial.config).encoder for trial in trials(sweep, settings(sweep), [0])]
+    sums = [each.init_from and pin(each) for each in found]
+    assert [each.init_sha256 for each in found] == sums
+    assert len({*sums}) == 3

@@ -159,6 +159,24 @@ def test_what_is_drawn_stays_when_something_is_added() -> None:
     assert -3.4 < middle < -2.6  # uniform in the logarithm
 
 
+def test_each_kind_of_encoder_has_its_own_model() -> None:
+    def models(run: dict[str, Any], space: dict[str, Any]) -> list[tuple[Any, ...]]:
+        found = parse_sweep({**document(space), "encoder": run})
+        sections = [trial.config.encoder.model_dump() for trial in trials(found)]
+        return [tuple(map(each.get, ("model", "revision", "init_from"))) for each in sections]
+
+    bert, gpt2 = "google-bert/bert-base-uncased", "openai-community/gpt2"
+    kinds = {"encoder.kind": {"grid": ["xlnet", "bert", "gpt2"]}}
+    given = {"kind": "xlnet", "model": "/models/xlnet", "revision": "a"}
+    others = [(bert, None, None), (gpt2, None, None)]
+    assert models({"kind": "xlnet"}, kinds) == [("xlnet/xlnet-base-cased", None, None), *others]
+    assert models(given, kinds) == [("/models/xlnet", "a", None), *others]
+    space = {**kinds, "encoder.model": {"grid": ["/models/any"]}}
+    assert {model for model, *_ in models(given, space)} == {"/models/any"}
+    space = {"encoder.init_from": {"grid": [None, "/pretrained"]}}
+    assert models(given, space) == [("/models/xlnet", "a", None), (None, None, "/pretrained")]
+
+
 def test_a_conditional_dimension_varies_only_where_it_applies() -> None:
     space = {
         "encoder": {

@@ -38,9 +38,16 @@ def require_allowed(document: Any) -> None:
 
 
 def classes_in(document: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """Fields of a config or sweep, wherever in it, and the names of classes that they have."""
+    """Fields of a config or sweep, wherever in it, and the names of classes that they have.
+
+    Options of a user's encoder are the encoder's own, whatever they are called.
+    """
     if isinstance(document, dict):
         for key, value in document.items():
+            if f"{field}.{key}".startswith("space.encoder.options") or (
+                key == "options" and document.get("kind") == "custom"
+            ):
+                continue
             within = field if field.endswith(("family", "target")) else f"{field}.{key}".strip(".")
             yield from classes_in(value, within)
     elif isinstance(document, list):

@@ -147,6 +147,12 @@ class HuggingFace(EncoderSection):
                 f"encoder.model={self.model} with encoder.init_from={self.init_from}: each of them "
                 "is a model; leave one out"
             )
+        owner = {own: kind for kind, own in HUB_MODELS.items()}.get(self.model or "", self.kind)
+        if self.kind in HUB_MODELS and self.kind != owner:
+            raise ValueError(
+                f"encoder.kind={self.kind} with encoder.model={self.model}: that is the model of "
+                f"encoder.kind={owner}; leave encoder.model out, or use that kind or huggingface"
+            )
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,27 @@ def with_values(run: Config, values: dict[str, Any]) -> Config:
     document = run.model_dump(mode="json")
     # A whole section first, then fields of it.
     for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):
+        _forget(document, key, value, keep=values)
         set_value(document, key, copy.deepcopy(value), f"space.{key}")
     return parse_config(document)
 
 
+def _forget(document: dict[str, Any], key: str, value: Any, keep: Container[str]) -> None:
+    """Leave out what was given, or filled in, for another value than the field is to have."""
+    name, _, field = key.rpartition(".")
+    section = document.get(name)
+    if isinstance(section, dict) and section.get(field) != value:
+        for other in _BELONGS_TO.get(key, ()):
+            if f"{name}.{other}" not in keep:
+                section.pop(other, None)
+
+
 MATCHING = "train.matching"
+#: By a field, others of its section that are of one value of it only.
+_BELONGS_TO = {
+    "encoder.kind": ("model", "revision"),
+    "encoder.init_from": ("model", "revision", "init_sha256"),
+}
 #: What trials must share to be compared, and to run side by side.
 FIXED = frozenset(
     ["seed", "name", "storage", "tracking", "cluster", "evaluation", "checkpoint", "train.steps"]
