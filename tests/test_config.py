@@ -79,6 +79,19 @@ def test_errors_name_field_value_and_remedy(
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("best", "wrong"),
+    [("val/frechet_reader", "max"), ("val/fid", "max"), ("val/agreement/mean", "min")],
+)
+def test_the_best_checkpoint_is_not_the_worst(best: str, wrong: str) -> None:
+    right = {"max": "min", "min": "max"}[wrong]
+    says = rf"checkpoint\.best_mode={wrong}: checkpoint\.best={best} .*write {right}"
+    with pytest.raises(UserError, match=says):
+        minimal(checkpoint={"best": best, "best_mode": wrong})
+    minimal(checkpoint={"best": best, "best_mode": right})
+    minimal(checkpoint={"best": "d_loss", "best_mode": wrong})  # of which nobody knows
+
+
 def test_missing_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml"):
         load_config(tmp_path / "none.yaml")

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from t2i_ray.augment import CHANCES, augment
 from t2i_ray.config import UserError
+from t2i_ray.config.sections import FAMILIES, PRETRAINING
 from t2i_ray.cvae import CVae, negative_elbo
-from t2i_ray.families import family_of
+from t2i_ray.families import OBJECTIVES, OURS, family_of
 from t2i_ray.family import Family
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss
 from t2i_ray.models import Discriminator
@@ -34,6 +35,11 @@ def make_family(name: str, **train: Any) -> Family:
 
 
 # ------------------------------------------------------------------------------- families
+
+
+def test_the_config_knows_all_of_them() -> None:
+    assert (*OURS,) == FAMILIES
+    assert (*OBJECTIVES,) == PRETRAINING
 
 
 def test_a_cgan_is_shown_no_wrong_pair() -> None:

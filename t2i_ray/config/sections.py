@@ -9,8 +9,10 @@ from pydantic import model_validator
 from t2i_ray.config.data import Data
 from t2i_ray.config.encoders import EncoderConfig, Recurrent
 from t2i_ray.config.fields import CLASS, Section, identity, operational
-from t2i_ray.config.measures import INCEPTION, MATCHING, WHILE_TRAINING, Group
+from t2i_ray.config.measures import INCEPTION, MATCHING, WHILE_TRAINING, Group, larger_is_better
 
+FAMILIES = ("gan_cls", "cgan", "cvae")
+#: What an encoder alone is pretrained on.
 PRETRAINING = ("matching", "autoencode")
 
 
@@ -21,7 +23,7 @@ class Model(Section):
         "gan_cls",
         doc="Which training algorithm: gan_cls, cgan (no mismatched pairs), cvae, or your own as "
         "my_package.my_file:MyFamily. matching and autoencode pretrain the encoder alone.",
-        pattern=rf"^(gan_cls|cgan|cvae|matching|autoencode|{CLASS})$",
+        pattern=f"^({'|'.join([*FAMILIES, *PRETRAINING, CLASS])})$",
     )
     noise_dim: int = identity(100, doc="Width of the noise z.", ge=1)
     text_dim: int = identity(128, doc="Width to which both networks project a caption.", ge=1)
@@ -162,6 +164,16 @@ class Checkpoint(Section):
         None, doc="Metric by which one more checkpoint is kept, e.g. val/agreement/mean."
     )
     best_mode: Literal["max", "min"] = operational("max", doc="Whether larger is better.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Checkpoint:
+        larger = larger_is_better(self.best or "")  # None, too, of what is no measure of ours
+        if larger is not None and larger != (self.best_mode == "max"):
+            raise ValueError(
+                f"checkpoint.best_mode={self.best_mode}: checkpoint.best={self.best} is better "
+                f"when {'large' if larger else 'small'}; write {'max' if larger else 'min'}"
+            )
+        return self
 
 
 class Evaluation(Section):
