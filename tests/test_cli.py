@@ -15,6 +15,8 @@ from runner import Runner, until
 from servers import S3Server
 from small_configs import write_config
 
+from t2i_ray.cli.commands import prepare_source
+
 Bad = tuple[list[str], list[str]]
 
 
@@ -195,6 +197,13 @@ def test_a_measure_is_the_same_while_training_and_afterwards(runner: Runner, unb
     assert {key for key in measured if key.startswith("val/")} == set(afterwards)
     for name, value in afterwards.items():
         assert measured[name] == pytest.approx(value, rel=1e-3), name
+
+
+def test_prepare_takes_every_field_of_data(tmp_path: Path) -> None:
+    sizes = ["images=64", "image_size=16", "load_size=18"]
+    settings = [*sizes, "flip=false", "shard_size=40", "max_rejected=0", "wrong=hard"]
+    prepare_source("synthetic-flowers", settings, str(tmp_path), None)
+    assert len([*tmp_path.glob("data/synthetic-flowers-*/shards/*.npy")]) == 2
 
 
 def test_prepare_a_folder_and_train_on_it(runner: Runner, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from t2i_ray.data.images import load_square
 from t2i_ray.data.prepare import ShardTask
 from t2i_ray.data.record import Rejected
 from t2i_ray.data.sources.emoji import EmojiSource
+from t2i_ray.launch import with_absolute_paths
 from t2i_ray.storage import LocalStore
 
 Make = Callable[[ShardTask], int]
@@ -293,6 +294,28 @@ def test_folder_of_jsonl(tmp_path: Path) -> None:
     assert got.attributes == {}
     assert sum(got.manifest.splits.values()) == 40
     assert got.manifest.splits["train"] > 20
+
+
+def test_however_a_place_is_named_it_is_prepared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path / "out")
+    data = make_folder(tmp_path / "in", colours(tmp_path / "in"))
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = [str(tmp_path / "in"), "in", "link", "~/in", "./in/"]
+    sources = [data.source.model_copy(update={"path": place}) for place in places]
+    (prefix,) = {prepare(data.model_copy(update={"source": each}), store) for each in sources}
+    run = {"name": "n", "train": {"steps": 1}, "storage": {"uri": store.uri}}
+    section = {**data.model_dump(mode="json"), "image_size": 64, "load_size": 64}
+    section["source"]["path"] = "in"
+    trained = with_absolute_paths(config.parse_config({**run, "data": section}))
+    assert trained.data.source == data.source
+    assert len(store.list("data")) == len(store.list(prefix))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=r"data\.source\.path=in: .*absolute"):
+        prepare(data.model_copy(update={"source": sources[1]}), store)
 
 
 def test_folder_of_csv_with_class_split_and_attributes(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ from t2i_ray.evaluate.run import Wanted, chosen_groups, evaluate_run
 from t2i_ray.family import Piece
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.generate import Pipeline
+from t2i_ray.launch import with_absolute_paths
 from t2i_ray.runs import RunRecord, run_store
 from t2i_ray.storage import LocalStore
 
@@ -541,6 +542,20 @@ def test_a_module_of_the_users_own(tmp_path: Path, prepared: Prepared) -> None:
     assert set(found.metrics) == {"test/diversity_means"}
 
 
+def test_weights_at_home(
+    tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_file({"scale": torch.ones(3)}, tmp_path / "own.safetensors")
+    assert features.load_own(own(weights="~/own.safetensors")).name == "means"
+    document = {"name": "n", "train": {"steps": 1}, "storage": {"uri": "store"}}
+    for place in ("~/inception.safetensors", "inception.safetensors"):
+        run = parse_config({**document, "evaluation": {"inception": place}})
+        found = with_absolute_paths(run).evaluation.inception
+        assert found == str(tmp_path / "inception.safetensors")
+
+
 def message(kind: int, *parts: bytes) -> bytes:
     """A field of a protocol buffer that holds bytes."""
     body = b"".join(parts)
@@ -571,7 +586,7 @@ def onnx_graph(operator: bytes) -> bytes:
     return number(1, 8) + message(7, *graph) + message(8, number(2, 13))
 
 
-def test_an_onnx_graph(tmp_path: Path, prepared: Prepared) -> None:
+def test_an_onnx_graph(tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "means.onnx"
     path.write_bytes(onnx_graph(b"GlobalAveragePool"))
@@ -579,6 +594,8 @@ def test_an_onnx_graph(tmp_path: Path, prepared: Prepared) -> None:
     pictures = middle(prepared, prepared.ids("val")[:70])
     expected = pictures.mean((1, 2)) / 127.5 - 1
     assert np.allclose(model(pictures).rows, expected, atol=1e-5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert features.load_own(own(weights="~/means.onnx", target=None)).name == "means"
     path.write_bytes(b"no graph")
     with pytest.raises(UserError, match="can't be read as ONNX"):
         features.load_own(own(weights=str(path), target=None))

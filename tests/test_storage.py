@@ -231,6 +231,15 @@ def test_unfinished_files_are_no_keys(tmp_path: Path) -> None:
     assert open_store(config.Storage(uri=str(tmp_path))).list() == [".hidden"]
 
 
+def test_a_link_that_leads_nowhere_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a").write_bytes(b"one")
+    (tmp_path / "folder/gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "linked").symlink_to(tmp_path / "folder")
+    store = open_store(config.Storage(uri=str(tmp_path)))
+    assert store.list() == ["folder/a", "linked/a"] == [*store.stamps()]
+
+
 def test_local_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

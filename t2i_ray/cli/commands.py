@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import yaml
 from rich.console import Console
@@ -15,10 +15,7 @@ from t2i_ray.config import Data, Storage, UserError, require_allowed, validate
 from t2i_ray.runs import RunRecord, is_lost, list_runs, read_progress, read_run
 from t2i_ray.storage import Store, check_writable, open_store
 
-if TYPE_CHECKING:
-    pass
-
-SOURCE_FIELDS = frozenset({"image_size", "load_size", "flip", "shard_size", "max_rejected"})
+DATA_FIELDS = Data.model_fields.keys() - {"source"}  # what is not said of a source is its own
 
 
 def opened(storage: str, endpoint: str | None) -> Store:
@@ -83,7 +80,7 @@ def prepare_source(kind: str, settings: list[str], storage: str, endpoint: str |
         key, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"setting {setting!r}: write it as key=value, e.g. path=pictures")
-        (data if key in SOURCE_FIELDS else source)[key] = yaml.safe_load(value)
+        (data if key in DATA_FIELDS else source)[key] = yaml.safe_load(value)
     place = Storage(uri=storage, endpoint=endpoint)
     store = open_store(place)
     check_writable(store)

@@ -4,6 +4,7 @@ from t2i_ray.data.batches import Batches, Piece
 from t2i_ray.data.prepare import prepare
 from t2i_ray.data.prepared import Manifest, Prepared, open_prepared
 from t2i_ray.data.rng import counter_rng
+from t2i_ray.data.sources import resolved
 from t2i_ray.data.wrong import WrongCaptions
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "counter_rng",
     "open_prepared",
     "prepare",
+    "resolved",
 ]

@@ -19,7 +19,7 @@ from t2i_ray.data.accept import accept
 from t2i_ray.data.captions import clean
 from t2i_ray.data.prepared import Manifest, Shard, content_digest, make_table
 from t2i_ray.data.record import SPLITS, Record, Rejected
-from t2i_ray.data.sources import Source, open_source
+from t2i_ray.data.sources import Source, open_source, resolved
 from t2i_ray.storage import Store
 
 
@@ -61,6 +61,7 @@ def prepare(
     Raises:
         UserError: the source cannot be used, or too much of it was rejected.
     """
+    data = data.model_copy(update={"source": resolved(data.source)})
     source = open_source(data.source, data.load_size, reach or config.Storage())
     prefix = prefix_of(data, source)
     if store.exists(f"{prefix}/manifest.json"):

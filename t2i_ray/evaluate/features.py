@@ -109,7 +109,7 @@ class OfOnnx:
             raise cannot_import("onnxruntime", "onnx", error) from None
         try:
             self._session = onnxruntime.InferenceSession(
-                settings.weights, providers=["CPUExecutionProvider"]
+                Path(settings.weights).expanduser(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # each of its faults has an exception of its own
             raise UserError(
@@ -197,7 +197,8 @@ def load_weights(module: nn.Module, path: str | Path, field: str) -> None:
 
 def read_weights(path: str | Path, field: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises UserError."""
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise UserError(f"{field}: there is no such file; give a path on this machine")
     try:
         tensors: dict[str, Tensor] = load_file(path)

@@ -36,7 +36,7 @@ class OfInception:
     def __init__(self, path: str | Path) -> None:
         network = _network()
         load_weights(network, path, f"evaluation.inception={path}")
-        with Path(path).open("rb") as file:
+        with Path(path).expanduser().open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = network.requires_grad_(False).eval().to(self._device)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from t2i_ray import tracking
-from t2i_ray.config import Config, UserError, parse_config
-from t2i_ray.data import WrongCaptions, open_prepared, prepare
+from t2i_ray.config import Config, parse_config
+from t2i_ray.data import WrongCaptions, open_prepared, prepare, resolved
 from t2i_ray.launch.attempt import begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
 from t2i_ray.runs import request_stop
-from t2i_ray.storage import JOB_VARIABLE, Store, check_writable, open_store
+from t2i_ray.storage import Store, absolute, check_writable, open_store
 
 
 def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
@@ -64,19 +63,14 @@ def with_absolute_paths(config: Config) -> Config:
     """
     document = config.model_dump(mode="json")
     document["storage"]["uri"] = open_store(config.storage).uri
-    source, encoder = document["data"]["source"], document["encoder"]
-    places = [(source, "path"), (source, "font")]
-    if encoder.get("model") and Path(encoder["model"]).expanduser().exists():
-        places.append((encoder, "model"))
-    places.append((encoder, "init_from"))
+    document["data"]["source"] = resolved(config.data.source).model_dump(mode="json")
+    places = [("encoder", "init_from"), ("evaluation", "inception")]
+    model = document["encoder"].get("model")
+    if model and Path(model).expanduser().exists():  # else a name on the hub
+        places.append(("encoder", "model"))
     for section, key in places:
-        value = section.get(key)
-        if not value or "://" in value:
-            continue
-        path = Path(value).expanduser()
-        if not path.is_absolute() and JOB_VARIABLE in os.environ:
-            raise UserError(f"{key}={value}: a relative path in a Ray job; give an absolute one")
-        section[key] = str(path.resolve())
+        if place := document[section][key]:
+            document[section][key] = absolute(place, f"{section}.{key}")
     return parse_config(document)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Stamp",
     "StorageError",
     "Store",
+    "absolute",
     "check_writable",
     "open_key",
     "open_store",
@@ -55,13 +56,28 @@ def open_store(storage: config.Storage, *, field: str = "storage.uri") -> Store:
         return _open_s3(storage, field)
     if "://" in uri or not uri:
         raise UserError(f"{field}={uri}: give a local folder, or s3://bucket/prefix")
-    path = Path(uri).expanduser()
+    return LocalStore(Path(absolute(uri, field)))
+
+
+def absolute(place: str, field: str) -> str:
+    """A local path as it is found from any folder, ~ and links followed; a URI as it is.
+
+    Args:
+        place: a path, which need not exist, or a URI.
+        field: the config's field that holds it, for errors.
+
+    Raises:
+        UserError: a relative path in a Ray job, whose working directory is temporary.
+    """
+    if "://" in place:
+        return place
+    path = Path(place).expanduser()
     if not path.is_absolute() and JOB_VARIABLE in os.environ:
         raise UserError(
-            f"{field}={uri}: a relative path would land in the Ray job's temporary folder; "
-            "give an absolute one"
+            f"{field}={place}: a relative path would be looked for in the Ray job's temporary "
+            "folder; give an absolute one"
         )
-    return LocalStore(path.resolve())
+    return str(path.resolve())
 
 
 def _open_s3(storage: config.Storage, field: str) -> Store:

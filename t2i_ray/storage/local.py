@@ -67,8 +67,9 @@ class LocalStore(Store):
         keys = []
         with self._errors("list", prefix):
             for folder, _, files in os.walk(top, onerror=_raise_unless_missing, followlinks=True):
-                below = Path(folder).relative_to(self.root)
-                keys += [(below / file).as_posix() for file in files if not _PART.fullmatch(file)]
+                # As exists() has it: a link that leads nowhere is no key.
+                found = [Path(folder, file) for file in files if not _PART.fullmatch(file)]
+                keys += [path.relative_to(self.root).as_posix() for path in found if path.is_file()]
         return sorted(keys)
 
     def stamps(self, prefix: str = "") -> dict[str, Stamp]:

@@ -186,9 +186,8 @@ class S3Store(Store):
 
     def _version(self, key: str) -> str:
         """A name for what is under a key now, by the server's own tag for it."""
-        with self._errors("look for", key) as client:
-            found = client.head_object(Bucket=self.bucket, Key=self._key(key))
-        about = f"{self.endpoint} {self.uri}/{key} {found['ETag']} {found['ContentLength']}"
+        size, tag = self.stamp(key)
+        about = f"{self.endpoint} {self.uri}/{key} {tag} {size}"
         return hashlib.sha256(about.encode()).hexdigest()
 
     def _download(self, key: str, sha256: str | None, path: Path) -> Path:

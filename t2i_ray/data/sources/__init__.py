@@ -9,11 +9,11 @@ from t2i_ray.data.sources.folder import FolderSource
 from t2i_ray.data.sources.hdf5 import Hdf5Source
 from t2i_ray.data.sources.oxford import OxfordSource
 from t2i_ray.data.sources.parquet import ParquetSource
-from t2i_ray.data.sources.place import errors_of_place
+from t2i_ray.data.sources.place import errors_of_place, resolved
 from t2i_ray.data.sources.synthetic import SyntheticSource
 from t2i_ray.data.sources.webdataset import WebDatasetSource
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_source", "resolved"]
 
 
 def open_source(source: config.Source, load_size: int, reach: config.Storage) -> Source:

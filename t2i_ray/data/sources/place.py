@@ -9,9 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from t2i_ray.config import Storage, UserError
+from t2i_ray.config import Source, Storage, UserError
 from t2i_ray.data.record import Rejected
-from t2i_ray.storage import LocalStore, MissingKey, Stamp, StorageError, Store, open_store
+from t2i_ray.storage import (
+    LocalStore,
+    MissingKey,
+    Stamp,
+    StorageError,
+    Store,
+    absolute,
+    open_store,
+)
 
 PATH = "data.source.path"
 LARGEST = 64 << 20  # bytes of an image file; what is larger is rejected unread
@@ -54,6 +62,17 @@ def open_place(path: str, reach: Storage, *, field: str = PATH) -> Store:
     store = open_store(reach.model_copy(update={"uri": path}), field=field)
     _check_folder(store, field)
     return store
+
+
+def resolved(source: Source) -> Source:
+    """The source with its local paths made absolute: one place has one name.
+
+    Raises:
+        UserError: a relative path in a Ray job.
+    """
+    places = {name: getattr(source, name, None) for name in ("path", "font")}
+    update = {name: absolute(at, f"data.source.{name}") for name, at in places.items() if at}
+    return source.model_copy(update=update)
 
 
 def find_files(path: str, reach: Storage, ending: str) -> list[File]:
