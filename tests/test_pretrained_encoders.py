@@ -47,9 +47,10 @@ from t2i_ray.encoders import (
     to_document,
     unknown_words,
 )
-from t2i_ray.encoders.saved import pin, save_pretrained_encoder
+from t2i_ray.encoders.places import local_folder
+from t2i_ray.encoders.saved import pin, save_pretrained_encoder, start_from
 from t2i_ray.generate import Pipeline, export
-from t2i_ray.launch import with_pinned_encoder
+from t2i_ray.launch import with_pinned_encoder, worker_environment
 from t2i_ray.launch.driver import make_shared
 from t2i_ray.runs import run_store
 from t2i_ray.storage import open_store
@@ -192,6 +193,19 @@ def test_other_content_than_was_pinned_is_refused(tmp_path: Path) -> None:
     update = {"init_from": str(tmp_path / "one"), "init_sha256": "0" * 64}
     with pytest.raises(UserError, match=r"encoder\.init_from=.*sha256 is .* not init_sha256=000"):
         build_encoder(WORDS.model_copy(update=update), [])
+
+
+def test_a_place_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(WORDS, tmp_path / "one")
+    looks = []
+
+    def look(place: str, *more: Any) -> Path:
+        looks.append(place)
+        return local_folder(place, *more)
+
+    monkeypatch.setattr("t2i_ray.encoders.saved.local_folder", look)
+    start_from(WORDS.model_copy(update={"init_from": str(tmp_path / "one")}))
+    assert len(looks) == 1  # else the sum may be of other weights
 
 
 @pytest.mark.parametrize(
@@ -432,6 +446,8 @@ def test_options_of_a_users_encoder_name_no_classes() -> None:
     }
     assert [*classes_in({"encoder": own})] == [("encoder.target", "a:B")]
     assert [name for _, name in classes_in({"space": space})] == ["a:B", "g:H"]
+    config = parse_config({"name": "n", "train": {"steps": 1}, "encoder": own})
+    assert worker_environment(config)["T2I_RAY_TARGETS"] == "a:B"
 
 
 # ---------------------------------------------------------------------- captions that are read

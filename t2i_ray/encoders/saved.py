@@ -48,7 +48,12 @@ def pin(section: EncoderConfig, storage: Storage | None = None) -> str:
     Raises:
         UserError: nothing is saved there, or it is not what ``init_sha256`` says.
     """
-    found = hash_files(_files(str(section.init_from), storage))
+    return _pinned(section, _files(str(section.init_from), storage))
+
+
+def _pinned(section: EncoderConfig, files: tuple[Path, Path]) -> str:
+    """Their sha256. Raises UserError if ``init_sha256`` is another."""
+    found = hash_files(files)
     if section.init_sha256 not in (None, found):
         raise UserError(
             f"encoder.init_from={section.init_from}: its sha256 is {found}, not init_sha256="
@@ -65,8 +70,8 @@ def start_from(section: EncoderConfig, storage: Storage | None = None) -> Encode
             the section.
     """
     place = str(section.init_from)
-    description, weights = _files(place, storage)
-    sha256 = pin(section, storage)
+    description, weights = files = _files(place, storage)
+    sha256 = _pinned(section, files)
     try:
         document = json.loads(description.read_bytes())
         _check_fit(section, document, place)

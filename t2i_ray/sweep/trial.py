@@ -17,7 +17,7 @@ from ray.train._internal.session import get_session
 from ray.tune.trainable import wrap_function
 
 from t2i_ray import tracking
-from t2i_ray.config import Config, allow, classes_in, parse_config, with_values
+from t2i_ray.config import Config, parse_config, with_values
 from t2i_ray.launch import Attempt, begin, fit_workers, settle
 from t2i_ray.runs import (
     DIVERGED,
@@ -51,7 +51,7 @@ def run_trial(config: dict[str, Any]) -> None:
     if record and has_ended(record):
         told.tell()
         if record.status == "FINISHED":
-            _test(store, record, task["test"], settings)
+            _test(store, record, task["test"])
         return
     run_store(store, settings.name).delete(PRUNED_KEY)
     run = begin(settings, store, task["data"], commit=task["commit"], tags=task["tags"])
@@ -76,7 +76,7 @@ def run_trial(config: dict[str, Any]) -> None:
         outcome["reason"] = STOPPED
     settle(store, settings, run.record, outcome, alone=False)
     if outcome["status"] == "FINISHED":
-        _test(store, run.record, task["test"], settings)
+        _test(store, run.record, task["test"])
 
 
 def has_ended(record: RunRecord) -> bool:
@@ -134,16 +134,13 @@ def _train_together(
     return outcome
 
 
-def _test(store: Store, record: RunRecord, count: int, config: Config) -> None:
+def _test(store: Store, record: RunRecord, count: int) -> None:
     """Measure on the test split, unless that is not asked for, or was done so."""
     done = run_store(store, record.name).read_json("evaluation/test.json", {})
     if count and (done.get("step"), done.get("count")) != (record.steps, count):
         from t2i_ray.evaluate.run import OWN, Wanted, evaluate_run
 
         patience = 20 if record.published else 1  # if MLflow is away, the sweep's end sees to it
-        allow(
-            name for _, name in classes_in(config.model_dump(mode="json"))
-        )  # the user's own sweep names them
         evaluate_run(store, record, "test", count, patience, Wanted([OWN]))
 
 
