@@ -228,6 +228,32 @@ def test_each_encoder_has_a_name_of_its_own() -> None:
     ]
 
 
+def test_encoders_of_one_name_are_told_apart() -> None:
+    def name(**encoder: object) -> dict[str, str]:
+        config = parse_config({"name": "n", "train": {"steps": 1}, "encoder": encoder})
+        return {key: param(value) for key, value in flatten(config).items()}
+
+    params = [
+        name(kind="bigru"),
+        *(name(kind="bigru", init_from="/x", init_sha256=digit * 64) for digit in "12"),
+        name(kind="gru", init_from="/x", init_sha256="1" * 64),
+        *(name(kind="custom", target=f"{module}:Mine") for module in ("my.file", "your.file")),
+        *(name(kind="huggingface", model=f"{owner}/bert") for owner in ("a", "b", "b")),
+    ]
+    runs = [PastRun(str(i), str(i), "FINISHED", i, each, {}, {}) for i, each in enumerate(params)]
+    assert [trial.encoder for trial in to_trials(runs)] == [
+        "bigru",
+        "bigru pretrained 11111111",
+        "bigru pretrained 22222222",
+        "gru pretrained",
+        "my.file:Mine",
+        "your.file:Mine",
+        "a/bert",
+        "b/bert",
+        "b/bert",
+    ]
+
+
 def test_one_run_and_none(past: Past) -> None:
     single = compare([past.made["plain"]], past.uri)
     assert single.headline.startswith("encoder=bigru: val/agreement/mean 0.5000, 1 seed.")

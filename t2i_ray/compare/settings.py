@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -170,22 +172,34 @@ def repeated(rows: Sequence[Row]) -> list[Trial]:
 
 
 def _encoder_names(runs: Sequence[PastRun]) -> list[str]:
-    """Of each run: its model's last name, the whole one where two share the last; or its kind."""
-    models = {model for run in runs if (model := _encoder_param(run, "model"))}
-    last = [model.rstrip("/").rpartition("/")[2] for model in models]
+    """Of each run: its model's or class's last name, or its kind; more where two share that.
+
+    More is the whole name, or, of what was pretrained, the first digits of the weights' sum.
+    """
+    wholes = [_model_or_class(run) for run in runs]
+    last = Counter(_last_name(whole) for whole in {*wholes})
     names = []
-    for run in runs:
+    for run, whole in zip(runs, wholes, strict=True):
         name = _encoder_param(run, "kind") or "unknown"
-        usual = "tuned"
-        if target := _encoder_param(run, "target"):  # a class of the user's
-            name = target.rpartition(":")[2]
-        elif model := _encoder_param(run, "model"):
-            short = model.rstrip("/").rpartition("/")[2]
-            name, usual = short if last.count(short) == 1 else model, "frozen"
+        if whole:
+            name = short if last[short := _last_name(whole)] == 1 else whole
+        usual = "frozen" if _encoder_param(run, "model") else "tuned"
         marks = ["pretrained"] if _encoder_param(run, "init_sha256") else []
         train = _encoder_param(run, "train") or usual
         names.append(" ".join([name, *marks, *([train] if train != usual else [])]))
-    return names
+    sums = [_encoder_param(run, "init_sha256") or "" for run in runs]
+    pairs = list(zip(names, sums, strict=True))
+    weights = Counter(name for name, _ in {*pairs})
+    return [name if weights[name] == 1 else f"{name} {sha256[:8]}" for name, sha256 in pairs]
+
+
+def _model_or_class(run: PastRun) -> str:
+    """The name of a model, or of a class of the user's; empty of other encoders."""
+    return (_encoder_param(run, "target") or _encoder_param(run, "model") or "").rstrip("/")
+
+
+def _last_name(whole: str) -> str:
+    return re.split("[/:]", whole)[-1]
 
 
 def _encoder_param(run: PastRun, name: str) -> str | None:
