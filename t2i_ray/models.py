@@ -152,8 +152,9 @@ class SpectralNorm(nn.Module):
         self.u.copy_(normalize(rows @ self.v, dim=0))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight over u' W v."""
-        return weight / torch.dot(self.u, weight.flatten(1) @ self.v)
+        """The weight over u' W v, which no autocast is to round."""
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight / torch.dot(self.u, weight.flatten(1) @ self.v)
 
 
 class Trunk(nn.Module):

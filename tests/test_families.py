@@ -150,6 +150,17 @@ def test_spectral_norms_become_one() -> None:
         assert np.linalg.svd(rows, compute_uv=False)[0] == pytest.approx(1, abs=1e-3)
 
 
+def test_spectral_norms_are_not_rounded() -> None:
+    config = make_config({"spectral_norm": True}, precision="bfloat16")
+    family = family_of(config)(config, TinyEncoder(), DIM)
+    losses = family.step(make_pieces(1), 0, 1, 1)
+    assert all(math.isfinite(value) for value in losses.values())
+    first = Discriminator(5, 4, [6, 8], spectral=True).trunk.first
+    with torch.autocast("cpu", torch.bfloat16):
+        weight = first.weight
+    assert torch.equal(weight, first.weight)
+
+
 def test_the_estimate_of_norms_depends_on_the_step_alone() -> None:
     """Not on how many pieces this worker has, nor on how often a network runs."""
     found = []

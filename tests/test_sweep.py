@@ -171,10 +171,10 @@ def test_each_kind_of_encoder_has_its_own_model() -> None:
     others = [(bert, None, None), (gpt2, None, None)]
     assert models({"kind": "xlnet"}, kinds) == [("xlnet/xlnet-base-cased", None, None), *others]
     assert models(given, kinds) == [("/models/xlnet", "a", None), *others]
-    space = {**kinds, "encoder.model": {"grid": ["/models/any"]}}
-    assert {model for model, *_ in models(given, space)} == {"/models/any"}
-    space = {"encoder.init_from": {"grid": [None, "/pretrained"]}}
-    assert models(given, space) == [("/models/xlnet", "a", None), (None, None, "/pretrained")]
+    both = {**kinds, "encoder.model": {"grid": ["/models/any"]}}
+    assert {model for model, *_ in models(given, both)} == {"/models/any"}
+    places = {"encoder.init_from": {"grid": [None, "/pretrained"]}}
+    assert models(given, places) == [("/models/xlnet", "a", None), (None, None, "/pretrained")]
 
 
 def test_a_conditional_dimension_varies_only_where_it_applies() -> None:
