@@ -58,8 +58,8 @@ class RunRecord(BaseModel):
 
     @property
     def attempt(self) -> int:
-        """The number of the newest attempt."""
-        return self.attempts[-1].number
+        """The number of the newest attempt; 0: there was none."""
+        return self.attempts[-1].number if self.attempts else 0
 
 
 def now() -> str:
@@ -149,6 +149,11 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys)
 
 
+def result_key(split: str, step: int | None = None) -> str:
+    """Where a run keeps what was measured: last, or aside of the checkpoint of this step."""
+    return f"evaluation/{split}" + ("" if step is None else f"/step_{step:08d}") + ".json"
+
+
 class Scores:
     """What a run measured while it trained, step by step, in its ``scores.json``."""
 
@@ -176,6 +181,12 @@ class Scores:
 def request_stop(store: Store, name: str) -> None:
     """Ask the run's rank 0 to checkpoint at the next step boundary and leave."""
     run_store(store, name).write("stop", now().encode())
+
+
+def show_life(store: Store, name: str) -> None:
+    """Renew the pulse of a run whose workers have ended, and whose driver is still at work."""
+    progress = {**read_progress(store, name), "time": now()}
+    run_store(store, name).write_json("progress.json", progress)
 
 
 def is_lost(store: Store, record: RunRecord) -> bool:

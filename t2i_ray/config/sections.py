@@ -187,6 +187,12 @@ class Evaluation(Section):
         "below. What nothing can be measured by is left out.",
         min_length=1,
     )
+    aside: int = operational(
+        0,
+        doc="CPU cores of a Ray task of its own that measures checkpoints while training goes on; "
+        "0: rank 0 measures, and training waits. Pretraining is measured by rank 0 in any case.",
+        ge=0,
+    )
     inception: str | None = operational(
         None,
         doc="Path of Inception's weights as .safetensors, by which to measure as well; see "
@@ -265,6 +271,11 @@ class Config(Section):
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
 
+    @property
+    def aside(self) -> int:
+        """CPU cores of the task that measures while training goes on; 0: rank 0 measures."""
+        return self.evaluation.aside if self.evaluation.every and self.model.draws else 0
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         if not self.model.draws and self.encoder.frozen:
@@ -285,5 +296,11 @@ class Config(Section):
                 f"cluster.workers={self.cluster.workers} cannot share "
                 f"train.micro_batches={self.train.micro_batches}: each needs at least one; set "
                 f"train.micro_batches to {self.cluster.workers} or more, or fewer workers"
+            )
+        if self.aside and self.checkpoint.best:
+            raise ValueError(
+                f"checkpoint.best={self.checkpoint.best} with evaluation.aside={self.aside}: the "
+                "best is chosen when a checkpoint is saved, and aside it is measured only then; "
+                "set evaluation.aside=0, or leave checkpoint.best out"
             )
         return self

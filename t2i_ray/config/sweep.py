@@ -161,6 +161,11 @@ def _check_measured(sweep: Sweep) -> None:
             f"evaluation.every={every}: trials are ranked by {search.metric}, which is measured "
             f"there; give a divisor of train.steps={run.train.steps}"
         )
+    if run.evaluation.aside:
+        raise UserError(
+            f"evaluation.aside={run.evaluation.aside}: a trial is ranked by what it measures as it "
+            "goes; set evaluation.aside=0, and give the cores to more trials at once"
+        )
     taken = names_taken(run.evaluation.measures, ["..."], run.evaluation.models)
     for metric in [search.metric, *search.also]:
         kind = re.sub("agreement/.*", "agreement/...", metric.removeprefix("val/"))

@@ -1,4 +1,4 @@
-"""Measure a run's newest checkpoint, keep the result beside it, and show it in MLflow."""
+"""Measure a checkpoint of a run, keep the result beside it, and show it in MLflow."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 from t2i_ray import report, tracking
-from t2i_ray.checkpoint import Checkpoints
-from t2i_ray.config import CHEAP, GROUPS, Config, UserError
+from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.config import CHEAP, GROUPS, Config, UserError, parse_config
 from t2i_ray.data import Prepared, open_prepared
 from t2i_ray.evaluate.bootstrap import RESAMPLES
 from t2i_ray.evaluate.judges import Judges
 from t2i_ray.evaluate.matching import HEAD_TENSORS, of_discriminator
 from t2i_ray.evaluate.measure import measure
-from t2i_ray.evaluate.pictures import Seeds
+from t2i_ray.evaluate.pictures import RealPictures, Seeds
 from t2i_ray.evaluate.values import Measures
 from t2i_ray.generate import MODEL_TENSORS, Pipeline
-from t2i_ray.runs import RunRecord, read_run, run_store, write_run
+from t2i_ray.runs import RunRecord, read_run, result_key, run_store, write_run
 from t2i_ray.storage import Store
 
 ALL, OWN = "all", "own"
+TENSORS = {*MODEL_TENSORS, *HEAD_TENSORS}  # of a checkpoint, that measuring needs
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Wanted:
         resamples: behind the intervals; None: bootstrap.RESAMPLES.
         seed: of captions, noise and resamples.
         matcher: a run that pretrained an encoder by matching, for R-precision.
+        head: whether the discriminator's own matching head, if it has one, is a matcher too.
     """
 
     groups: Sequence[str] = ()
@@ -47,6 +49,7 @@ class Wanted:
     resamples: int | None = None
     seed: int = 0
     matcher: str | None = None
+    head: bool = True
 
     def __post_init__(self) -> None:
         unknown = [group for group in self.groups if group not in (*GROUPS, ALL, OWN)]
@@ -64,29 +67,69 @@ def evaluate_run(
     count: int,
     patience: float = 20,
     wanted: Wanted | None = None,
+    *,
+    step: int | None = None,
+    real: RealPictures | None = None,
 ) -> str:
     """Generate from captions of a split, measure, log as ``<split>/...``; a table for people.
 
     Measured again, a checkpoint keeps in MLflow what was logged first, and in the document what
     was not measured this time. An MLflow that does not answer is waited for ``patience`` seconds;
-    what it did not take, ``t2i-ray sync`` sends.
+    what it did not take, ``t2i-ray sync`` sends. ``step`` is the checkpoint's (None: the newest);
+    its document is one of its own. ``real`` are the split's real pictures, if somebody keeps them.
 
     Raises:
         UserError: the run has no checkpoint, its data too few pictures, or what is wanted can't
             be measured on it.
+        DamagedCheckpoint: that of this step is not there, or not whole.
     """
     wanted = wanted or Wanted()
     folder = run_store(store, record.name)
-    parts = {*MODEL_TENSORS, *HEAD_TENSORS}
-    checkpoint = Checkpoints(folder.within("checkpoints"), keep=1).latest(only=parts)
-    if checkpoint is None:
-        raise UserError(f"run {record.name!r}: it has no checkpoint yet; let it train on")
+    checkpoint = _checkpoint(folder, record.name, step)
     prepared = open_prepared(store, record.data)
+    measures = _measured(store, checkpoint, prepared, split, count, wanted, real)
+    _keep(folder, result_key(split, step), checkpoint.step, measures, prepared)
+    shown = tracking.add(
+        tracking.resolve(parse_config(checkpoint.documents["config"])),
+        checkpoint.documents["tracking"],
+        store,
+        {checkpoint.step: measures.metrics},
+        timeout=patience,
+        attempt=record.attempt,
+    )
+    newest = read_run(store, record.name)
+    if not shown and newest and newest.status != "RUNNING":
+        record.published = newest.published = False
+        write_run(store, newest)
+    return f"{record.name}, step {checkpoint.step}: {measures.table()}" + (
+        "" if shown else f"\nMLflow did not take these yet: t2i-ray sync {record.name}"
+    )
+
+
+def _checkpoint(folder: Store, name: str, step: int | None) -> Checkpoint:
+    checkpoints, parts = Checkpoints(folder.within("checkpoints"), keep=1), TENSORS
+    if step is not None:
+        return checkpoints.load(step, only=parts)
+    checkpoint = checkpoints.latest(only=parts)
+    if checkpoint is None:
+        raise UserError(f"run {name!r}: it has no checkpoint yet; let it train on")
+    return checkpoint
+
+
+def _measured(
+    store: Store,
+    checkpoint: Checkpoint,
+    prepared: Prepared,
+    split: str,
+    count: int,
+    wanted: Wanted,
+    real: RealPictures | None,
+) -> Measures:
     pipeline = Pipeline.from_checkpoint(checkpoint)
     config = _with(pipeline.config, wanted)
     judges = Judges.find(store, prepared, config, wanted.features)
     asked = _asked(wanted, config)
-    if "r_precision" in asked and (head := of_discriminator(checkpoint)):
+    if wanted.head and "r_precision" in asked and (head := of_discriminator(checkpoint)):
         judges = replace(judges, matchers=[head, *judges.matchers])
     lacking = judges.lacking()
     if absent := [group for group in wanted.groups if group in lacking]:
@@ -108,24 +151,9 @@ def evaluate_run(
         matchers=judges.matchers,
         data=config.data,
         resamples=RESAMPLES if wanted.resamples is None else wanted.resamples,
+        real=real,
     )
-    measures = replace(measures, models=judges.about)
-    _keep(folder, checkpoint.step, measures, prepared)
-    shown = tracking.add(
-        tracking.resolve(pipeline.config),
-        checkpoint.documents["tracking"],
-        store,
-        checkpoint.step,
-        measures.metrics,
-        timeout=patience,
-    )
-    newest = read_run(store, record.name)
-    if not shown and newest and newest.status != "RUNNING":
-        record.published = newest.published = False
-        write_run(store, newest)
-    return f"{record.name}, step {checkpoint.step}: {measures.table()}" + (
-        "" if shown else f"\nMLflow did not take these yet: t2i-ray sync {record.name}"
-    )
+    return replace(measures, models=judges.about)
 
 
 def _with(config: Config, wanted: Wanted) -> Config:
@@ -145,16 +173,15 @@ def _asked(wanted: Wanted, config: Config) -> set[str]:
     return {*wanted.groups, *(own if OWN in wanted.groups else ())} - {OWN}
 
 
-def _keep(folder: Store, step: int, measures: Measures, prepared: Prepared) -> None:
+def _keep(folder: Store, key: str, step: int, measures: Measures, prepared: Prepared) -> None:
     """Write the document, and the pictures nearest to training pictures."""
-    key = f"evaluation/{measures.split}.json"
     document = {"step": step, "metrics": measures.metrics, **measures.to_json()}
     folder.write_json(key, _joined(folder.read_json(key, {}), document))
     if measures.pairs:
         captions = [prepared.captions[pair.caption] for pair in measures.pairs]
         images = [image for pair in measures.pairs for image in (pair.generated, pair.training)]
         grid = report.sample_grid(np.stack(images), captions)
-        folder.write(f"evaluation/{measures.split}_nearest.png", grid)
+        folder.write(f"{key.removesuffix('.json')}_nearest.png", grid)
 
 
 def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

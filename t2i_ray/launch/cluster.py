@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -28,7 +28,7 @@ OWN_CLUSTER_SETTINGS = {
 
 
 def connect(config: Config) -> None:
-    """Join the cluster, or start one on this machine, with enough for the workers.
+    """Join the cluster, or start one on this machine, with enough for the workers, and aside.
 
     Raises:
         UserError: the cluster can't be reached, is too small, or does not share the storage.
@@ -56,22 +56,38 @@ def connect(config: Config) -> None:
                 "with 'ray start --head', or leave the address out"
             ) from None
     have, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
-    kind, need = (
-        ("GPU", cluster.workers) if cluster.gpu else ("CPU", cluster.workers * cluster.threads)
-    )
-    if have.get(kind, 0) < need:
-        problem = (
-            f"cluster.workers={cluster.workers} need {need} {kind}s and the cluster has "
-            f"{have.get(kind, 0):g}"
-        )
+    for problem in lacking(config, have):
         if alone:
-            raise UserError(f"{problem}; ask for fewer workers or threads")
-        print(f"warning: {problem}; it must grow before any starts", flush=True)
+            raise UserError(problem)
+        print(f"warning: {problem}; or it must grow", flush=True)
     local = not config.storage.uri.startswith("s3://")
     if local and len(nodes) > 1 and not config.storage.shared:
         raise UserError(
             f"storage.uri={config.storage.uri}: a local folder, and the cluster has {len(nodes)} "
             "nodes; use s3://..., or set storage.shared=true if it is the same on every node"
+        )
+
+
+def lacking(config: Config, have: Mapping[str, float]) -> Iterator[str]:
+    """What a cluster of these resources has too little of, and what to do about it."""
+    cluster, aside = config.cluster, config.aside
+    workers = f"cluster.workers={cluster.workers}"
+    if cluster.gpu and have.get("GPU", 0) < cluster.workers:
+        yield (
+            f"{workers} need {cluster.workers} GPUs and the cluster has {have.get('GPU', 0):g}; "
+            "ask for fewer workers"
+        )
+    cpus = cluster.workers * cluster.threads
+    if not cluster.gpu and have.get("CPU", 0) < cpus:
+        yield (
+            f"{workers} need {cpus} CPUs and the cluster has {have.get('CPU', 0):g}; ask for fewer "
+            "workers or threads"
+        )
+    elif aside and have.get("CPU", 0) < cpus + aside:
+        yield (
+            f"evaluation.aside={aside}: with {workers} of {cluster.threads} CPUs each this takes "
+            f"{cpus + aside} CPUs and the cluster has {have.get('CPU', 0):g}; ask for fewer, or "
+            "set evaluation.aside=0"
         )
 
 
@@ -105,8 +121,9 @@ def worker_environment(config: Config) -> dict[str, str]:
         variables["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
         variables["AWS_RESPONSE_CHECKSUM_VALIDATION"] = "when_required"
     # What the run's own config names may be imported too when its checkpoints are drawn from.
-    if classes := [name for _, name in classes_in(config.model_dump(mode="json"))]:
-        variables[TARGETS] = " ".join(classes)
+    classes = [name for _, name in classes_in(config.model_dump(mode="json"))]
+    if allowed := [*os.environ.get(TARGETS, "").split(), *classes]:
+        variables[TARGETS] = " ".join(dict.fromkeys(allowed))
     return variables
 
 

@@ -10,6 +10,7 @@ import ray
 from t2i_ray import tracking
 from t2i_ray.config import Config, parse_config
 from t2i_ray.data import WrongCaptions, open_prepared, prepare, resolved
+from t2i_ray.launch.aside import Aside
 from t2i_ray.launch.attempt import begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
@@ -50,7 +51,12 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
         "saving a checkpoint, then leaving",
         lambda: request_stop(store, config.name),
     ) as stop:
-        outcome = fit_workers(config, record.attempt, job, store, meanwhile=run.announce)
+        aside = Aside(config, record, store, lambda: stop.number > 0)
+        outcome = fit_workers(
+            config, record.attempt, job, store, meanwhile=run.announce, watch=aside.look
+        )
+        if not aside.finish() and outcome["status"] == "FINISHED":
+            outcome |= {"status": "KILLED", "reason": "stopped before all was measured"}
     settle(store, config, record, outcome)
     return {"FINISHED": 0, "KILLED": 128 + stop.number}.get(record.status, 1)
 

@@ -76,12 +76,8 @@ def sync(
     if checkpoint is not None:
         left = checkpoint.documents["tracking"]
         complete = tracking.sync(destination, left, store, patience, attempt=record.attempt)
-        documents = [key for key in place.list("evaluation") if key.endswith(".json")]
-        for key in documents if complete else ():
-            measured = place.read_json(key)
-            complete &= tracking.add(
-                destination, left, store, measured["step"], measured["metrics"], patience
-            )
+        if complete and (rows := _measured(place)):
+            complete = tracking.add(destination, left, store, rows, patience, record.attempt)
     model = model and config.model.draws and record.status == "FINISHED"
     if complete and destination and checkpoint and model:
         complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
@@ -100,6 +96,17 @@ def sync(
     if newest.status == record.status:  # else its driver has ended meanwhile, and knows better
         write_run(store, newest.model_copy(update={"published": complete}))
     return complete
+
+
+def _measured(place: Store) -> dict[int, dict[str, float]]:
+    """What was measured of checkpoints besides training: step -> name -> value."""
+    rows: dict[int, dict[str, float]] = {}
+    # From the back: of two measurements of a step, that of training (evaluation/val/...) counts.
+    for key in reversed(place.list("evaluation")):
+        if key.endswith(".json"):
+            document = place.read_json(key)
+            rows[document["step"]] = {**document["metrics"], **rows.get(document["step"], {})}
+    return rows
 
 
 def _log_model(

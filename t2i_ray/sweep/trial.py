@@ -66,7 +66,7 @@ def run_trial(config: dict[str, Any]) -> None:
         raise
     except Exception:  # perhaps before it could tell MLflow that it exists
         snapshot = {"about": run.about.to_json()}
-        tracking.add(tracking.resolve(settings), snapshot, store, 0, {}, timeout=5)
+        tracking.add(tracking.resolve(settings), snapshot, store, {}, timeout=5)
         raise
     if outcome["status"] == "RUNNING":  # as far as it was to go for now
         run.record.step = outcome["step"]

@@ -109,7 +109,10 @@ class Publisher:
         self._run_id = run_id
 
     def _check_fence(self) -> None:
-        self._refuse_if_late(self._client.get_run(self._run_id))
+        run = self._client.get_run(self._run_id)
+        self._refuse_if_late(run)
+        # Another process may have published more of the same attempt by now.
+        self._step = max(self._step, int(run.data.tags.get(STEP_TAG, 0)))
 
     def _refuse_if_late(self, run: Run) -> None:
         newest = int(run.data.tags.get(ATTEMPT_TAG, 0))

@@ -187,19 +187,30 @@ def add(
     destination: Destination | None,
     snapshot: Mapping[str, Any],
     store: Store,
-    step: int,
-    values: Mapping[str, float],
+    rows: Mapping[int, Mapping[str, float]],
     timeout: float,
+    attempt: int = 0,
 ) -> bool:
-    """Show what was measured on a checkpoint afterwards; whether it is all in MLflow.
+    """Show what was measured on checkpoints afterwards; whether it is all in MLflow.
 
-    What MLflow has of this step stays as it is. ``snapshot`` is the checkpoint's.
+    What MLflow has of these steps stays as it is.
+
+    Args:
+        destination: where to.
+        snapshot: a checkpoint's.
+        store: of the run.
+        rows: step -> what was measured.
+        timeout: seconds.
+        attempt: the newest that the caller knows of, if it is later than the snapshot's.
     """
     if destination is None or not snapshot:
         return True
-    tracker = Tracker(destination, About.from_json(snapshot["about"]), store, owner=False)
+    about = About.from_json(snapshot["about"])
+    about = replace(about, attempt=max(attempt, about.attempt))
+    tracker = Tracker(destination, about, store, owner=False)
     try:
-        tracker.log(step, values)
+        for step, values in sorted(rows.items()):
+            tracker.log(step, values)
         tracker.commit()
         return tracker.flush(timeout)
     finally:

@@ -178,8 +178,8 @@ class Chief(Bystander):
         family.refresh_ema_statistics([self._feed.piece(i, 0) for i in range(STATISTICS_BATCHES)])
 
     def evaluation_due(self, step: int) -> bool:
-        """Every evaluation.every steps."""
-        every = self._config.evaluation.every
+        """Every evaluation.every steps, unless that is done aside."""
+        every = 0 if self._config.aside else self._config.evaluation.every
         return every > 0 and step % every == 0
 
     def evaluate(self, step: int, objective: Objective) -> None:

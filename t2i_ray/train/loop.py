@@ -131,9 +131,9 @@ def _open(job: Job, config: Config, worker: Worker) -> _Opened:
 
 
 def _checkpoint_due(config: Config, step: int) -> bool:
-    """Every checkpoint.every steps; where the best is kept, also whenever that is measured."""
+    """Every checkpoint.every steps; where the best is kept, or measured aside, also to measure."""
     every = [config.checkpoint.every]
-    if config.checkpoint.best and config.evaluation.every:
+    if config.evaluation.every and (config.checkpoint.best or config.aside):
         every.append(config.evaluation.every)
     return any(step % steps == 0 for steps in every)
 
