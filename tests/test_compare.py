@@ -131,7 +131,7 @@ def test_every_measure_of_each_contender(confirmed: Comparison) -> None:
     for row, cell in zip(confirmed.contenders.values(), cells, strict=True):
         values = [90 - 80 * score for score in row.scores.values()]
         low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        assert cell == f"{np.mean(values):.4f} [{low:.4f}, {high:.4f}]"
+        assert cell == f"{np.mean(values):.4f} ± {(high - low) / 2:.4f}"
 
 
 def test_the_answer_comes_from_the_confirmation_alone(past: Past, confirmed: Comparison) -> None:

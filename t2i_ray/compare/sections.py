@@ -142,21 +142,22 @@ def _measures(comparison: Comparison) -> Section:
     split = comparison.metric_of(comparison.stage).partition("/")[0]
     names = comparison.measured(split)
     text = [
-        f"Whatever else was measured on the split {split}: mean over the seeds that finished, and "
-        "its 95 % t-interval. Only what ranks was chosen by; the others were looked at."
+        f"Whatever else was measured on the split {split}: mean over the seeds that finished ± "
+        "half of its 95 % t-interval. Only what ranks was chosen by; the others were looked at."
     ]
     rows = []
     for name in names:
         better = "larger" if larger_is_better(name) else "smaller"
         scores = [row.of(f"{split}/{name}") for row in comparison.contenders.values()]
-        rows.append((name, better, *map(_mean_and_interval, scores)))
+        rows.append((name, better, *map(_mean_and_half, scores)))
     columns = ("measure", "better", *comparison.contenders)
     return Section("All measures", text, table=Table(columns, rows, labels=2) if rows else None)
 
 
-def _mean_and_interval(scores: Sequence[float]) -> str:
+def _mean_and_half(scores: Sequence[float]) -> str:
     bounds = statistics.t_interval(scores)
-    return number(statistics.mean(scores)) + (f" {interval(bounds)}" if bounds else "")
+    half = f" ± {number((bounds[1] - bounds[0]) / 2)}" if bounds else ""
+    return number(statistics.mean(scores)) + half
 
 
 def _search(comparison: Comparison) -> Section:
