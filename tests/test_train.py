@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow_server import MlflowServer
 from PIL import Image
 from runner import RUN, STEPS, Runner, finish, until
@@ -158,6 +159,26 @@ def test_every_family_trains_and_draws(
     assert (runner.folder / f"store/runs/{name}/losses.png").exists()
     pictures = Pipeline.from_checkpoint(runner.checkpoint(name)).images(["a red flower"], [0])
     assert pictures.shape == (1, 16, 16, 3)
+
+
+def test_an_encoder_of_ones_own_trains_and_draws(
+    runner: Runner, unbroken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = "bag_of_words:BagOfWords"  # in examples/
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("T2I_RAY_TARGETS", target)
+    encoder = f"encoder={{kind: custom, target: '{target}', options: {{dim: 24}}}}"
+    runner.train_without_ray("bag", unbroken, encoder, "train.steps=20", "tracking.enabled=false")
+    checkpoint = runner.checkpoint("bag")
+    average = checkpoint.tensors["encoder_ema"]["bag.weight"]
+    trained = checkpoint.tensors["encoder"]["bag.weight"]
+    assert not torch.equal(average, trained)
+    pipeline = Pipeline.from_checkpoint(checkpoint)
+    one, same, other = pipeline.encode(["a red flower", "flower a red", "a blue flower"])
+    torch.testing.assert_close(one, same)
+    assert not torch.allclose(one, other)
+    assert pipeline.check("a red zebra") == (["zebra"], None)
+    assert pipeline.images(["a red flower"], [0]).shape == (1, 16, 16, 3)
 
 
 def test_weights_to_inherit_must_be_there(runner: Runner, unbroken: str) -> None:
