@@ -42,6 +42,7 @@ from t2i_ray.data import open_prepared, prepare
 from t2i_ray.evaluate import ensure_reader
 from t2i_ray.runs import run_store
 from t2i_ray.storage import open_store
+from t2i_ray.train import Job, Report, Worker
 
 SMOKE = Path(__file__).parent.parent / "tune_configs/smoke.yaml"
 LOW, HIGH = 1e-4, 4e-3  # learning rates
@@ -62,10 +63,10 @@ def configured(options: argparse.Namespace, name: str) -> Sweep:
     return load_sweep(SMOKE, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
 
 
-def timed(train: Callable[..., Any]) -> Callable[..., Any]:
+def timed(train: Callable[..., Any]) -> Callable[[Job, Worker, Report], Any]:
     """The training loop, which notes when it began, its first step and result, and its end."""
 
-    def timed_train(job: Any, worker: Any, report: Callable[..., None]) -> Any:
+    def timed_train(job: Job, worker: Worker, report: Report) -> Any:
         from t2i_ray.gan_cls import GanCls
 
         moments = {"begun": time.time()}
@@ -76,9 +77,9 @@ def timed(train: Callable[..., Any]) -> Callable[..., Any]:
             moments.setdefault("step", time.time())
             return values
 
-        def noted_report(*arguments: Any) -> None:
+        def noted_report(step: int, values: dict[str, float]) -> None:
             moments.setdefault("result", time.time())
-            report(*arguments)
+            report(step, values)
 
         with patch.object(GanCls, "step", step):
             outcome = train(job, worker, noted_report)
@@ -118,10 +119,9 @@ def by_ray(sweep: Sweep, data: str) -> None:
     folder, cpus = f"{sweep.run.storage.uri}/results", {"CPU": sweep.run.cluster.threads}
 
     def train_loop(job: dict[str, Any]) -> None:
-        from t2i_ray.train import Job, Worker
         from t2i_ray.train import train as loop
 
-        def report(step: int, _uri: str, scores: dict[str, float]) -> None:
+        def report(step: int, scores: dict[str, float]) -> None:
             train.report({"step": step, **scores})
 
         timed(loop)(Job(**job), Worker(), report)
