@@ -204,7 +204,7 @@ def test_sync_sends_what_was_measured_of_every_step(
 
 
 def test_what_does_not_go_with_it_is_refused(tmp_path: Path) -> None:
-    best = {"every": 10, "best": "val/frechet_reader"}
+    best = {"every": 10, "best": "val/frechet_reader", "best_mode": "min"}
     with pytest.raises(UserError, match=r"checkpoint.best=val/frechet_reader.*aside=1: .*set"):
         config_of(tmp_path, checkpoint=best)
     alone = {**TINY["model"], "family": "matching"}

@@ -437,7 +437,7 @@ def test_what_is_stored_is_not_reason_enough_to_import(
     assert mine not in sys.modules
 
 
-def test_options_of_a_users_encoder_name_no_classes() -> None:
+def test_options_of_a_users_encoder_name_no_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"kind": "custom", "target": "a:B", "options": {"target": "c:D", "family": ["e:F"]}}
     space = {
         "encoder": {"grid": {"options": own}},
@@ -447,7 +447,10 @@ def test_options_of_a_users_encoder_name_no_classes() -> None:
     assert [*classes_in({"encoder": own})] == [("encoder.target", "a:B")]
     assert [name for _, name in classes_in({"space": space})] == ["a:B", "g:H"]
     config = parse_config({"name": "n", "train": {"steps": 1}, "encoder": own})
+    monkeypatch.delenv("T2I_RAY_TARGETS", raising=False)
     assert worker_environment(config)["T2I_RAY_TARGETS"] == "a:B"
+    monkeypatch.setenv("T2I_RAY_TARGETS", "i:J a:B")  # what the driver may import, workers may
+    assert worker_environment(config)["T2I_RAY_TARGETS"] == "i:J a:B"
 
 
 # ---------------------------------------------------------------------- captions that are read
