@@ -48,6 +48,8 @@ class GanCls(Family):
         optim, discriminator = config.optim, self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
         self.discriminator = discriminator
+        # Those of any other class are as easy to tell as the other captions of the piece.
+        self.hard = config.data.wrong != "other_class"
         self.learner_g = Learner({"generator": self.generator}, {"generator": optim.lr_g}, optim)
         self.learner_d = Learner(
             {"discriminator": discriminator, "encoder": self.encoder},
@@ -133,10 +135,10 @@ class GanCls(Family):
         with self.autocast():
             return self.discriminator.score(features, codes)
 
-    def _match(self, features: Tensor, codes: Tensor) -> Tensor:
+    def _match(self, features: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
         """Features [b, c, 4, 4], codes [b, text_in] -> loss."""
         with self.autocast():
-            logits = self.discriminator.match(features, codes)
+            logits = self.discriminator.match(features, right, wrong if self.hard else None)
         return matching_loss(logits)
 
     def _scores(self, real: Tensor, fakes: Tensor, right: Tensor, wrong: Tensor) -> Scores:
@@ -158,7 +160,7 @@ class GanCls(Family):
         scores = self._scores(real, fakes, right, wrong)
         loss, outcome = discriminator_loss(scores, train.loss)
         if train.matching:
-            match = self._match(real, right)
+            match = self._match(real, right, wrong)
             loss = loss + train.matching * match
             outcome["d_match"] = match.detach()
         if train.r1:
@@ -179,7 +181,7 @@ class GanCls(Family):
         loss = generator_loss(score, train.loss)
         outcome = {"g_loss": loss.detach()}
         if train.matching:
-            match = self._match(fakes, right)
+            match = self._match(fakes, right, wrong)
             loss = loss + train.matching * match
             outcome["g_match"] = match.detach()
         if train.interpolation:  # GAN-CLS-INT, equation 6 with beta = 1/2

@@ -83,12 +83,14 @@ def matching_penalty(scores: Tensor, images: Tensor, codes: Tensor) -> Tensor:
 def matching_loss(logits: Tensor) -> Tensor:
     """Maximise the likelihood of picking each picture's caption, and each caption's picture.
 
-    Logits [b, b], pictures by captions. The contrastive loss of XMC-GAN (Zhang et al. 2021,
+    Logits [b, b], pictures by captions; or [b, b + 1], the last being one more caption for each
+    picture, which is wrong. The contrastive loss of XMC-GAN (Zhang et al. 2021,
     "Cross-Modal Contrastive Learning for Text-to-Image Generation", equations 1 and 2), in both
     directions: D and the encoder learn from real pictures, G from its own.
     """
     logits, own = _at_least_float32(logits), torch.arange(len(logits), device=logits.device)
-    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    captions = logits[:, : len(logits)].T
+    return (cross_entropy(logits, own) + cross_entropy(captions, own)) / 2
 
 
 def structured_loss(similarity: Tensor, classes: Tensor | None = None) -> Tensor:

@@ -117,11 +117,14 @@ class Discriminator(nn.Module):
         scores: Tensor = self.head(features, code)
         return scores
 
-    def match(self, features: Tensor, code: Tensor) -> Tensor:
-        """Features [b, c, 4, 4] and codes [b, text_in] -> logits [b, b]: each with each."""
+    def match(self, features: Tensor, code: Tensor, wrong: Tensor | None = None) -> Tensor:
+        """Features [b, c, 4, 4] and codes [b, text_in] -> logits [b, b]: each with each.
+
+        With codes of wrong captions, [b, text_in], [b, b + 1]: each picture with its own as well.
+        """
         if self.matcher is None:
             raise ValueError("this discriminator was made without matching")
-        logits: Tensor = self.matcher(features, code)
+        logits: Tensor = self.matcher(features, code, wrong)
         return logits
 
 
@@ -238,10 +241,17 @@ class Matcher(nn.Module):
         self.image = nn.Linear(channels * 4 * 4, dim)
         self.text = nn.Linear(text_in, dim)
 
-    def forward(self, features: Tensor, code: Tensor) -> Tensor:
-        """W_i f [b, c, 4, 4], code [b, text_in] -> logits [b, b], pictures by captions."""
+    def forward(self, features: Tensor, code: Tensor, wrong: Tensor | None = None) -> Tensor:
+        """W_i f [b, c, 4, 4], code [b, text_in] -> logits [b, b], pictures by captions.
+
+        With ``wrong`` [b, text_in] another column: each picture with its own wrong caption.
+        """
+        pictures = self.pictures(features)  # [b, dim]
         text = self._scaled(self.text(code))  # [b, text_in] -> [b, dim]
-        logits = self.pictures(features) @ text.T  # [b, b]
+        logits = pictures @ text.T  # [b, b]
+        if wrong is not None:
+            own = (pictures * self._scaled(self.text(wrong))).sum(1, keepdim=True)  # [b, 1]
+            logits = torch.cat([logits, own], 1)
         return logits / TEMPERATURE if self.cosine else logits
 
     def pictures(self, features: Tensor) -> Tensor:

@@ -32,13 +32,16 @@ class TinyEncoder(nn.Module):
 
 
 def make_config(
-    model: dict[str, Any] | None = None, optim: dict[str, Any] | None = None, **train: Any
+    model: dict[str, Any] | None = None,
+    optim: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **train: Any,
 ) -> Config:
-    """A run of such a GAN; what is given changes its sections model, optim and train."""
+    """A run of such a GAN; what is given changes its sections model, optim, data and train."""
     return parse_config(
         {
             "name": "tiny",
-            "data": {"image_size": 16, "load_size": 16},
+            "data": {"image_size": 16, "load_size": 16} | (data or {}),
             "model": networks(3, 4, [8, 6], ema=0.9) | (model or {}),
             "optim": {"lr_g": 1e-3, "lr_d": 2e-3, "lr_encoder": 5e-4} | (optim or {}),
             "train": {"steps": 10, "batch_size": 16, "precision": "float64", **train},

@@ -157,7 +157,7 @@ def batches(prepared: Prepared, micro_batches: int = 2) -> Batches:
 
 
 def same(one: Piece, other: Piece) -> bool:
-    return all((a == b).all() for a, b in zip(one, other, strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(one[:4], other[:4], strict=True))
 
 
 def test_a_piece_is_a_function_of_step_and_micro(prepared: Prepared) -> None:

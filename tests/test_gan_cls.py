@@ -61,7 +61,9 @@ def textbook_discriminator(w: dict[str, Tensor], images: Tensor, code: Tensor) -
     return conv2d(x, kernel, w["head.last.bias"]).flatten()
 
 
-def textbook_matching(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Tensor:
+def textbook_matching(
+    w: dict[str, Tensor], images: Tensor, code: Tensor, wrong: Tensor | None = None
+) -> Tensor:
     """Mean of -log P(caption i | picture i) and -log P(picture i | caption i)."""
     x = conv2d(textbook_trunk(w, images), w["trunk.join.weight"][:, :, None, None])
     pictures = linear(x.flatten(1), w["matcher.image.weight"], w["matcher.image.bias"])
@@ -70,7 +72,11 @@ def textbook_matching(w: dict[str, Tensor], images: Tensor, code: Tensor) -> Ten
         [torch.exp(10 * torch.cosine_similarity(p, c, dim=0)) for c in captions] for p in pictures
     ]
     n = range(len(alike))
-    of_picture = [alike[i][i] / torch.stack(alike[i]).sum() for i in n]
+    too = torch.zeros(len(alike))
+    if wrong is not None:
+        captions = linear(wrong, w["matcher.text.weight"], w["matcher.text.bias"])
+        too = torch.exp(10 * torch.cosine_similarity(pictures, captions))
+    of_picture = [alike[i][i] / (torch.stack(alike[i]).sum() + too[i]) for i in n]
     of_caption = [alike[i][i] / torch.stack([row[i] for row in alike]).sum() for i in n]
     return -torch.stack(of_picture + of_caption).log().mean()
 
@@ -81,7 +87,7 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
     d: dict[str, Tensor] = dict(gan.discriminator.named_parameters())
     e: dict[str, Tensor] = dict(gan.encoder.named_parameters())
     train = gan.train
-    weight = train.matching
+    weight, hard = train.matching, gan.hard
 
     def log_d(images: Tensor, code: Tensor) -> Tensor:
         score = textbook_discriminator(d, images, code)
@@ -112,8 +118,10 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
             found = found + train.r1 / 2 * squares + train.matching_penalty * lengths**6
         return found / len(images)
 
-    def matching(images: Tensor, code: Tensor) -> Tensor:
-        return weight * textbook_matching(d, images, code) if weight else torch.zeros(())
+    def matching(images: Tensor, code: Tensor, wrong: Tensor) -> Tensor:
+        if not weight:
+            return torch.zeros(())
+        return weight * textbook_matching(d, images, code, wrong if hard else None)
 
     codes = [gan.encoder(piece.right).detach() for piece in pieces]
     others = [gan.encoder(piece.wrong).detach() for piece in pieces]
@@ -125,7 +133,7 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
         s_f = log_not_d(fake, gan.encoder(right))
         losses_d.append(-(s_r + (s_w + s_f) / 2))
         extra = penalties(images, gan.encoder(right))
-        matching_d.append(matching(images, gan.encoder(right)) + extra)
+        matching_d.append(matching(images, gan.encoder(right), gan.encoder(wrong)) + extra)
     loss_d = torch.stack(losses_d).mean()
     of_d = [*d.values(), *e.values()]
     gradients_d = torch.autograd.grad(loss_d + torch.stack(matching_d).mean(), of_d)
@@ -143,7 +151,7 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
         losses_g.append(judged(fake, code))
         between = 0.5 * code + 0.5 * other
         extra = train.interpolation * judged(textbook_generator(g, piece.noise, between), between)
-        matching_g.append(matching(fake, code) + extra)
+        matching_g.append(matching(fake, code, other) + extra)
     loss_g = torch.stack(losses_g).mean()
     gradients_g = torch.autograd.grad(loss_g + torch.stack(matching_g).mean(), list(g.values()))
     names = [f"discriminator.{n}" for n in d] + [f"encoder.{n}" for n in e]
@@ -178,7 +186,13 @@ def test_the_step_has_the_gradients_of_the_textbook(
 @pytest.mark.parametrize("update", ["alternating", "simultaneous"])
 @pytest.mark.parametrize(
     "options",
-    [{"loss": "hinge"}, {"interpolation": 0.8}, {"r1": 3.0}, {"matching_penalty": 0.01}],
+    [
+        {"loss": "hinge"},
+        {"interpolation": 0.8},
+        {"r1": 3.0},
+        {"matching_penalty": 0.01},
+        {"data": {"wrong": "hard"}, "matching": 0.7},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_options_have_the_gradients_of_their_papers(update: str, options: dict[str, Any]) -> None:
@@ -234,6 +248,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alternating": {"matching": 0.5},
     "recomputed": {"matching": 0.5, "recompute_fakes": True},
     "simultaneous": {"matching": 0.5, "update": "simultaneous"},
+    "hard": {"matching": 0.5, "data": {"wrong": "hard"}},
     "penalised": {"r1": 0.5, "matching_penalty": 0.001, "interpolation": 1.0, "loss": "hinge"},
 }
 

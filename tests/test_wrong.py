@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,19 @@ import torch
 from small_gan import make_config
 from test_data import colours, flowers, make_folder
 
-from t2i_ray.config import Config, UserError, identity_of, parse_config
-from t2i_ray.data import Batches, Prepared, WrongCaptions, counter_rng, open_prepared, prepare
+from t2i_ray.config import Config, Recurrent, UserError, identity_of, parse_config
+from t2i_ray.data import (
+    Batches,
+    ChangedCaptions,
+    Prepared,
+    WrongCaptions,
+    counter_rng,
+    open_prepared,
+    prepare,
+)
 from t2i_ray.data.words import BLOCK, nearest, tfidf
 from t2i_ray.data.wrong import Kind
+from t2i_ray.encoders import build_encoder
 from t2i_ray.evaluate.pictures import real_pictures
 from t2i_ray.launch import prepare_data
 from t2i_ray.storage import LocalStore
@@ -184,6 +194,71 @@ def test_a_piece_is_a_function_of_step_and_micro(
     assert any((plain.piece(*place).wrong != pieces[place].wrong).any() for place in places)
 
 
+def changes(prepared: Prepared, caption: int, *, own_too: bool = False) -> set[str]:
+    """The caption with each word in turn replaced by whatever stands there elsewhere."""
+    train = [c for s in prepared.ids("train") for c in prepared.captions_of(s)]
+    rows = {c: ["", *re.findall(r"\w+", prepared.captions[c].lower()), ""] for c in train}
+    fits: dict[tuple[str, str], set[str]] = {}
+    for row in rows.values():
+        for before, word, after in zip(row, row[1:], row[2:], strict=False):
+            fits.setdefault((before, after), set()).add(word)
+    sample = int(np.searchsorted(prepared.first_caption, caption, side="right")) - 1
+    own = {word for c in prepared.captions_of(sample) for word in rows[c]}
+    row = rows[caption]
+    own = set() if own_too else own
+    return {
+        " ".join([*row[1:i], word, *row[i + 1 : -1]])
+        for i in range(1, len(row) - 1)
+        for word in fits[row[i - 1], row[i + 1]] - own - {row[i]}
+    }
+
+
+def test_one_word_is_changed_for_one_that_fits_there(
+    garden: tuple[Config, LocalStore, Prepared],
+) -> None:
+    _, _, prepared = garden
+    changed = ChangedCaptions(prepared, "train")
+    train = [int(c) for s in prepared.ids("train") for c in prepared.captions_of(s)]
+    assert changed.unchanged == sum(not changes(prepared, c, own_too=True) for c in train) > 0
+    assert any(not changes(prepared, c) and changes(prepared, c, own_too=True) for c in train)
+    lone = train[0]
+    for caption in train:
+        wanted = changes(prepared, caption)
+        drawn = changed.draw(
+            np.full(400, caption), np.full(400, lone), counter_rng(0, "test", caption)
+        )
+        found = {" ".join(re.findall(r"\w+", text.lower())) for text in drawn}
+        assert found == (wanted or {prepared.captions[lone]}), prepared.captions[caption]
+
+
+def test_what_is_not_changed_stays_as_it_was_written(tmp_path: Path) -> None:
+    rows = colours(tmp_path / "in", split=lambda i: "train")
+    for i, row in enumerate(rows):
+        row["caption"] = f"A Flower, {'blue' if i % 2 else 'red'}; on soil!"
+    _, _, prepared = make(tmp_path, "in", rows)
+    changed = ChangedCaptions(prepared, "train")
+    drawn = changed.draw(np.array([0, 1]), np.array([3, 3]), counter_rng(0, "test"))
+    assert drawn == ["A Flower, blue; on soil!", "A Flower, red; on soil!"]
+    assert changed.unchanged == 0
+
+
+def test_pieces_with_one_word_changed(garden: tuple[Config, LocalStore, Prepared]) -> None:
+    config, _, prepared = garden
+    config = with_wrong(config, "one_word")
+    encoder = build_encoder(Recurrent(kind="gru"), prepared.captions, config.storage)
+    rows, cpu = encoder.rows(prepared.captions), torch.device("cpu")
+    one, other = (Feed(config, prepared, rows, cpu, read=encoder.rows) for _ in range(2))
+    places = [(step, micro) for step in range(5) for micro in range(2)]
+    pieces = {place: one.piece(*place) for place in places}
+    for place in reversed(places):
+        assert torch.equal(other.piece(*place).wrong, pieces[place].wrong)
+    words = torch.cat([(piece.wrong != piece.right).sum(1) for piece in pieces.values()])
+    assert (words > 0).all()
+    assert (words == 1).float().mean() > 0.5  # the others have a caption of another class
+    with pytest.raises(UserError, match=r"data\.wrong=one_word with a frozen encoder"):
+        parse_config(config.model_dump(mode="json") | {"encoder": {"kind": "bert", "model": "x"}})
+
+
 def test_other_class_draws_as_ever(
     tmp_path: Path, without_classes: tuple[Config, LocalStore, Prepared]
 ) -> None:
@@ -245,6 +320,8 @@ def test_data_without_classes_are_refused_before_workers_start(
     prepare_data(with_wrong(config, kind), store)
     count = {"same_class": 10, "hard": 5}[kind]
     assert f"data.wrong={kind}: {count} of 38 training pictures" in capsys.readouterr().out
+    prepare_data(with_wrong(config, "one_word"), store)
+    assert re.search(r"one_word: \d+ of 48 training captions", capsys.readouterr().out)
 
 
 def test_one_class_has_no_other(tmp_path: Path) -> None:
@@ -269,6 +346,9 @@ def test_what_is_held_out_is_the_same_for_all(
         [f.piece(0, 0) for f in g] for g in (feeds, [f.of_split("val") for f in feeds])
     )
     assert not torch.equal(training[0].wrong, training[1].wrong)
+    held_out.append(
+        Feed(with_wrong(config, "one_word"), prepared, rows, cpu).of_split("val").piece(0, 0)
+    )
     for piece in held_out[1:]:
         assert torch.equal(piece.wrong, held_out[0].wrong)
     config, _, prepared = without_classes

@@ -21,10 +21,12 @@ class Data(Section):
         ge=16,
     )
     flip: bool = identity(True, doc="Mirror every other picture, at random.")
-    wrong: Literal["other_class", "same_class", "hard"] = identity(
+    wrong: Literal["other_class", "same_class", "hard", "one_word"] = identity(
         "other_class",
         doc="Whose caption is the wrong one of a picture: any other class's; same_class: another "
-        "picture's of its own class; hard: that of the class whose captions are the most similar.",
+        "picture's of its own class; hard: that of the class whose captions are the most similar; "
+        "one_word: its own caption with one word replaced. All but other_class's are one more "
+        "alternative for their picture in train.matching.",
     )
     shard_size: int = operational(1024, doc="Pictures in one stored shard.", ge=1)
     max_rejected: float = operational(

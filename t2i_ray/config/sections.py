@@ -283,6 +283,12 @@ class Config(Section):
                 f"encoder.train=frozen with model.family={self.model.family}: nothing would be "
                 "pretrained; use encoder.train=tuned"
             )
+        if self.data.wrong == "one_word" and self.encoder.frozen:
+            raise ValueError(
+                "data.wrong=one_word with a frozen encoder: it reads every caption once, before "
+                "training, and changed ones are new each time; use data.wrong=hard, or "
+                "encoder.train=tuned"
+            )
         for field in ("g_channels", "d_channels"):
             size = 4 * 2 ** len(getattr(self.model, field))
             if size != self.data.image_size:

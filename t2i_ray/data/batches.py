@@ -13,6 +13,7 @@ import numpy as np
 
 from t2i_ray import config
 from t2i_ray.config import UserError
+from t2i_ray.data.changed import ChangedCaptions
 from t2i_ray.data.prepared import Prepared
 from t2i_ray.data.rng import counter_rng
 from t2i_ray.data.wrong import WrongCaptions, one_caption
@@ -25,6 +26,7 @@ class Piece(NamedTuple):
     right: np.ndarray  # int64 [b], ids of captions of the pictures
     wrong: np.ndarray  # int64 [b], ids of captions of other pictures, see `WrongCaptions`
     classes: np.ndarray  # int64 [b]; a picture of unknown class has a number of its own, below 0
+    changed: list[str] | None  # with data.wrong=one_word, what is wrong instead of `wrong`
 
 
 class Batches:
@@ -53,7 +55,10 @@ class Batches:
         self._ids = prepared.ids(split)
         if not len(self._ids):
             raise UserError(f"data.source: no picture is in the split {split}; add some")
-        self._wrong = WrongCaptions(prepared, data.wrong, split)
+        one_word = data.wrong == "one_word"
+        kind = "other_class" if data.wrong == "one_word" else data.wrong
+        self._wrong = WrongCaptions(prepared, kind, split)
+        self._changed = ChangedCaptions(prepared, split) if one_word else None
 
     def piece(self, step: int, micro: int) -> Piece:
         """Micro-batch ``micro`` of step ``step``, both from 0. A pure function of these."""
@@ -63,9 +68,14 @@ class Batches:
         rng = counter_rng(self._seed, "right caption", step, micro)
         right = one_caption(self._prepared.first_caption, samples, rng)
         wrong = self._wrong.draw(samples, counter_rng(self._seed, "wrong caption", step, micro))
+        changed = None
+        if self._changed:
+            changed = self._changed.draw(
+                right, wrong, counter_rng(self._seed, "changed word", step, micro)
+            )
         known = self._prepared.class_ids[samples]
         classes = np.where(known < 0, -1 - samples, known)
-        return Piece(self._cut(images, step, micro), right, wrong, classes)
+        return Piece(self._cut(images, step, micro), right, wrong, classes, changed)
 
     def _samples(self, positions: np.ndarray) -> np.ndarray:
         """Sample ids at positions of the endless stream."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
 from t2i_ray import tracking
 from t2i_ray.config import Config, parse_config
-from t2i_ray.data import WrongCaptions, open_prepared, prepare, resolved
+from t2i_ray.data import ChangedCaptions, Prepared, WrongCaptions, open_prepared, prepare, resolved
 from t2i_ray.launch.aside import Aside
 from t2i_ray.launch.attempt import begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
@@ -106,15 +106,22 @@ def prepare_data(config: Config, store: Store) -> str:
         print(f"prepared {done} of {total} pictures", flush=True)
 
     data = prepare(config.data, store, reach=config.storage, run_tasks=ray_tasks, progress=tell)
-    if (kind := config.data.wrong) != "other_class":
-        prepared = open_prepared(store, data)
-        count, all_of = WrongCaptions(prepared, kind).fallbacks, len(prepared.ids("train"))
-        print(
-            f"data.wrong={kind}: {count} of {all_of} training pictures have no such caption and "
-            "get one of any other class",
-            flush=True,
-        )
+    if config.data.wrong != "other_class":
+        print(_lacking_wrong(config.data.wrong, open_prepared(store, data)), flush=True)
     return data
+
+
+def _lacking_wrong(kind: Literal["same_class", "hard", "one_word"], prepared: Prepared) -> str:
+    if kind == "one_word":
+        count, things = ChangedCaptions(prepared, "train").unchanged, "captions"
+        all_of = sum(len(prepared.captions_of(sample)) for sample in prepared.ids("train"))
+    else:
+        count, things = WrongCaptions(prepared, kind).fallbacks, "pictures"
+        all_of = len(prepared.ids("train"))
+    return (
+        f"data.wrong={kind}: {count} of {all_of} training {things} have no such caption and get "
+        "one of any other class"
+    )
 
 
 def make_shared_once(config: Config, data: str) -> dict[str, Any] | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 
 from t2i_ray.augment import CHANCES
 from t2i_ray.config import Config
 from t2i_ray.data import Batches, Prepared, counter_rng
+from t2i_ray.data import Piece as Batch
 from t2i_ray.family import Piece
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -26,6 +29,7 @@ class Feed:
         rows: np.ndarray,
         device: torch.device,
         split: str = "train",
+        read: Callable[[Sequence[str]], np.ndarray] | None = None,
     ) -> None:
         self._batches = Batches(
             prepared,
@@ -38,6 +42,7 @@ class Feed:
         self._made_of = (config, prepared, rows, device)
         self.piece_size = config.train.batch_size // config.train.micro_batches
         self._rows = rows
+        self._read = read  # the encoder's rows of captions that the data has not
         #: How many values a row's ids have; 0: rows are finished codes.
         self.words = int(rows.max()) + 1 if rows.dtype.kind in "iu" else 0
         self._augments = bool(config.train.augment)
@@ -60,11 +65,17 @@ class Feed:
         return Piece(
             images=self.pictures(batch.images),
             right=self.rows(batch.right),
-            wrong=self.rows(batch.wrong),
+            wrong=self._wrong_rows(batch),
             noise=self.noise("noise", step, micro, count=len(batch.right)),
             chance=self._chance(step, micro, len(batch.right)) if self._augments else None,
             classes=torch.from_numpy(batch.classes).to(self._device) if self._pretrains else None,
         )
+
+    def _wrong_rows(self, batch: Batch) -> torch.Tensor:
+        if batch.changed is None:
+            return self.rows(batch.wrong)
+        assert self._read
+        return torch.from_numpy(self._read(batch.changed)).to(self._device)
 
     def _chance(self, step: int, micro: int, count: int) -> torch.Tensor:
         rng = counter_rng(self._seed, "augment", step, micro)

@@ -122,7 +122,8 @@ def _open(job: Job, config: Config, worker: Worker) -> _Opened:
     )
     checkpoint = _agreed_checkpoint(checkpoints, worker)
     encoder = _encoder(config, prepared, checkpoint, job)
-    feed = Feed(config, prepared, caption_rows(encoder, prepared.captions, store), worker.device)
+    rows = caption_rows(encoder, prepared.captions, store)
+    feed = Feed(config, prepared, rows, worker.device, read=encoder.rows)
     weights = _weights(job, store, checkpoint)
     objective = _objective(config, encoder, worker, weights, feed.words)
     role = Chief if worker.is_chief else Bystander
