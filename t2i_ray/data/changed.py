@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
+from scipy import sparse
 
 from t2i_ray.data.prepared import Prepared
 
-_TRIES = 32  # redraws of a word that is in a caption of the picture
+_TRIES = 32  # redraws of a word that may be true of the picture
+_RARELY = 0.5  # times as often as by chance
 
 
 class ChangedCaptions:
@@ -16,9 +19,11 @@ class ChangedCaptions:
 
     Whatever else D could tell the two apart by is the same, as in FOIL (Shekhar et al. 2017,
     "FOIL it! Find One mismatch between Image and Language caption"). What may stand in a place is
-    not given by hand: any word that some caption of the split has between the same neighbours,
-    unless a caption of the same picture has it. So a synonym is taken for an error if none of the
-    picture's captions happens to use it.
+    not given by hand: any word that some caption of the split has between the same neighbours.
+    It must contradict the picture, so no caption of the picture has it; nor may it be one that
+    goes with the word that it replaces, as synonyms do, and words that say nothing of a picture:
+    the two are in captions of one picture less than half as often as if they had nothing to do
+    with each other.
 
     Attributes:
         unchanged: how many captions have no word in whose place another stands anywhere.
@@ -44,6 +49,7 @@ class ChangedCaptions:
         self._first = np.concatenate([[0], counts.cumsum()])  # word of each caption
         self._spelt = ["", *numbers]
         self._find_others()
+        self._find_pictures(counts, len(prepared.class_ids))
         # Where something else than the word itself may stand.
         self._places = np.flatnonzero(self._high - self._low > 1)
         self._first_place = np.searchsorted(self._places, self._first)  # of each caption
@@ -62,6 +68,27 @@ class ChangedCaptions:
         self._low = np.searchsorted(pairs[:, 0], place, "left")
         self._high = np.searchsorted(pairs[:, 0], place, "right")
 
+    def _find_pictures(self, counts: np.ndarray, pictures: int) -> None:
+        """Of each word the pictures whose captions have it, as a column."""
+        at = (np.repeat(self._picture, counts), self._words)
+        shape = (pictures, len(self._spelt))
+        having = sparse.csc_array((np.ones(len(self._words), np.int32), at), shape)  # sums doubles
+        self._columns = having.indptr, having.indices
+        self._count = len(np.unique(self._picture[counts > 0]))
+
+        @cache
+        def contradict(one: int, other: int) -> bool:
+            a, b = self._having(one), self._having(other)
+            together = len(np.intersect1d(a, b, assume_unique=True))
+            return together * self._count < _RARELY * len(a) * len(b)
+
+        self._contradict = contradict
+
+    def _having(self, word: int) -> np.ndarray:
+        start, stop = self._columns[0][word : word + 2]
+        pictures: np.ndarray = self._columns[1][start:stop]
+        return pictures
+
     def draw(
         self, captions: np.ndarray, otherwise: np.ndarray, rng: np.random.Generator
     ) -> list[str]:
@@ -79,7 +106,9 @@ class ChangedCaptions:
         for _ in range(_TRIES):
             at = self._places[rng.integers(first[left], stop[left])]
             other = self._others[rng.integers(self._low[at], self._high[at])]
-            fits = (own[left] != other[:, None]).all(1)
+            pairs = zip(self._words[at].tolist(), other.tolist(), strict=True)
+            fits = np.array([self._contradict(min(pair), max(pair)) for pair in pairs], bool)
+            fits &= (own[left] != other[:, None]).all(1)
             for place, word, new in zip(left[fits], at[fits], other[fits], strict=True):
                 text = self._captions[captions[place]]
                 start, end = self._starts[word], self._ends[word]
