@@ -15,54 +15,21 @@ import json
 import os
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from machines import MACHINE, UNSHARE, lacking, on, shell, ssh, start_host, until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PROGRAMS = ("unshare", "mount", "ip", "ssh", "ssh-keygen", "rsync", "sshd")
-UNSHARE = ("unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child")
 HEAD, WORKER, CLIENT = "10.213.77.2", "10.213.77.3", "10.213.77.1"
 SECRET = "planted-secret-5d2f70"  # looked for where it must not be
 
-#: A machine of its own out of what this process has: only these folders are seen from it.
-MACHINE = """
-set -eu
-hostname "$1"
-mount -t tmpfs tmpfs /run
-for folder in $KEPT; do
-  mkdir -p "/run/kept$folder"
-  mount --rbind "$folder" "/run/kept$folder"
-done
-for folder in /tmp /root /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs "$folder"; done
-chmod 700 /root
-for folder in $KEPT; do
-  mkdir -p "$folder"
-  mount --rbind "/run/kept$folder" "$folder"
-done
-ip link set lo up
-export HOME=/root
-"""
-#: One that can be logged in to. Its first process reaps what Ray leaves behind.
-HOST = (
-    MACHINE
-    + """
-until ip link set eth0 up 2>/dev/null; do sleep 0.05; done
-ip addr add "$2/24" dev eth0
-ip route add default via "$3"  # Ray finds its address by asking for a route to somewhere
-mkdir -p -m 700 /root/.ssh /run/sshd
-cp "$LAB/key.pub" /root/.ssh/authorized_keys
-"$(command -v sshd)" -D -e -f "$LAB/sshd_config" 2>"$LAB/$1.log" &
-wait
-"""
-)
 #: In the shell in which Ray's cluster launcher runs; PID 1 of the client's namespace.
 INSIDE = MACHINE + 'exec "$PYTHON" "$REPOSITORY/tests/ray_up.py" --inside "$LAB"\n'
 
@@ -105,16 +72,30 @@ print("ASK " + json.dumps([ask(), ask(Authorization="Bearer " + token)]))
 """
 
 
-def lacking() -> str | None:
-    """Why the three machines can't be made here; None if they can."""
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    if missing := [program for program in PROGRAMS if not shutil.which(program, path=path)]:
-        return f"no {', '.join(missing)}: apt-get install openssh-server rsync iproute2 util-linux"
-    script = "ip link add name lab type bridge && mount -t tmpfs tmpfs /run && test $$ = 1"
-    tried = subprocess.run(
-        [*UNSHARE, "--mount-proc", "sh", "-c", script], capture_output=True, text=True
-    )
-    return f"no right to make namespaces: {tried.stderr.strip()}" if tried.returncode else None
+#: Which of this machine's ports speak TLS, and what an object of 64 MB takes from node to node.
+TLS = """
+import json, os, socket, ssl, subprocess, ray
+import numpy as np
+ray.init(address=os.environ["HEAD"] + ":6379", logging_level="error")
+host, total = ray.get(ray.remote(num_cpus=1)(
+    lambda a: (socket.gethostname(), int(a.sum()))).remote(np.ones(64 * 2**20, np.uint8)))
+context = ssl.create_default_context(cafile=os.environ["RAY_TLS_CA_CERT"])
+context.load_cert_chain(os.environ["RAY_TLS_SERVER_CERT"], os.environ["RAY_TLS_SERVER_KEY"])
+def kind(port):
+    try:
+        with socket.create_connection((os.environ["HEAD"], port), timeout=5) as plain:
+            with context.wrap_socket(plain, server_hostname=os.environ["HEAD"]) as secured:
+                return secured.version()
+    except ConnectionRefusedError:
+        return "loopback only"
+    except (ssl.SSLError, OSError) as error:
+        return "plain"
+names = {}
+for line in subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout.splitlines():
+    names[int(line.split()[3].rpartition(":")[2])] = (line.split('"') + ["?"])[1]
+print("TLS " + json.dumps({"task": host, "total": total,
+                           "ports": {f"{p} {names[p]}": kind(p) for p in sorted(names)}}))
+"""
 
 
 def run(lab: Path) -> dict[str, Any]:
@@ -155,13 +136,13 @@ def inside(lab: Path) -> None:
     address = f"ip link add name lab type bridge; ip addr add {CLIENT}/24 dev lab"
     shell(f"{address}; ip link set lab up")
     for name, ip in (("head", HEAD), ("worker", WORKER)):
-        start_host(name, ip)
+        start_host(name, ip, CLIENT)
     token = write_secrets(Path.home())
     config = lab / "on_prem.yaml"
     config.write_text(yaml.safe_dump(with_our_hosts(lab)))
     os.chdir(lab)
     os.environ["RAY_UP_enable_autoscaler_v2"] = "0"  # noqa: SIM112 - Ray's own spelling
-    until(lambda: not shell(f"ssh {SSH(lab)} root@{WORKER} true", check=False)[0], 30)
+    until(lambda: not shell(f"{ssh(lab)} root@{WORKER} true", check=False)[0], 30)
     seen: dict[str, Any] = {"seconds": {}}
     with timed(seen, "up"):
         up = shell(f"ray up -y {config}")[1]
@@ -182,7 +163,37 @@ def inside(lab: Path) -> None:
     with timed(seen, "down"):
         shell(f"ray down -y {config}")
     seen["left"] = [ip for ip in (HEAD, WORKER) if "raylet" in on(lab, ip, "ps -eo args")]
+    seen["tls"] = tls(lab)
     (lab / "seen.json").write_text(json.dumps(seen))
+
+
+def tls(lab: Path) -> dict[str, Any]:
+    """A head and a worker that speak TLS, with certificates as docs/security.md makes them."""
+    ca = f"-CA {lab}/ca.crt -CAkey {lab}/ca.key -CAcreateserial -days 30"
+    new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    shell(f"{new} -x509 -days 30 -subj /CN=t2i-ray -keyout {lab}/ca.key -out {lab}/ca.crt")
+    for ip, start in (
+        (HEAD, "--head --port=6379 --num-cpus=0 --dashboard-host=127.0.0.1"),
+        (WORKER, f"--address={HEAD}:6379 --num-cpus=1"),
+    ):
+        names = f"subjectAltName=IP:{ip},IP:127.0.0.1,DNS:localhost"
+        (lab / f"{ip}.ext").write_text(names)
+        shell(f"{new} -subj /CN={ip} -keyout {lab}/{ip}.key -out {lab}/{ip}.csr")
+        shell(
+            f"openssl x509 -req -in {lab}/{ip}.csr {ca} -extfile {lab}/{ip}.ext -out {lab}/{ip}.crt"
+        )
+        settings = {"CERT": f"SERVER_CERT={lab}/{ip}.crt", "KEY": f"SERVER_KEY={lab}/{ip}.key"}
+        settings["CA"] = f"CA_CERT={lab}/ca.crt"
+        lines = [f"export RAY_TLS_{value}" for value in settings.values()]
+        text = "\n".join([*lines, "export RAY_USE_TLS=1", f"export HEAD={HEAD}", ""])
+        (lab / f"{ip}.env").write_text(text)
+        on(lab, ip, f". ~/node.env; . {lab}/{ip}.env; ray start {start} --node-ip-address={ip}")
+    (lab / "tls.py").write_text(TLS)
+    environment = f". ~/node.env; . {lab}/{HEAD}.env"
+    seen: dict[str, Any] = marked("TLS", on(lab, HEAD, f"{environment}; python {lab}/tls.py"))
+    plain = f". ~/node.env; timeout 30 ray status --address {HEAD}:6379"
+    seen["without"] = shell(f"{ssh(lab)} root@{HEAD} {shlex.quote(plain)}", check=False)[0]
+    return seen
 
 
 def look(lab: Path, config: Path, seen: dict[str, Any]) -> None:
@@ -228,49 +239,9 @@ def write_secrets(home: Path) -> str:
     return token
 
 
-def start_host(name: str, ip: str) -> None:
-    command = [*UNSHARE, "--mount-proc", "bash", "-c", HOST, name, name, ip, CLIENT]
-    process = subprocess.Popen(command)
-    ours = Path("/proc/self/ns/net").readlink()
-    until(lambda: Path(f"/proc/{process.pid}/ns/net").readlink() != ours, 10)
-    shell(f"ip link add name {name} type veth peer name eth0 netns {process.pid}")
-    shell(f"ip link set {name} master lab up")
-
-
-def SSH(lab: Path) -> str:  # noqa: N802 - options, in capitals as a constant would be
-    checks = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-    return f"-i {lab}/key {checks} -o ConnectTimeout=5"
-
-
-def on(lab: Path, ip: str, command: str) -> str:
-    """A command's output on a host, past Ray."""
-    return shell(f"ssh {SSH(lab)} root@{ip} {shlex.quote(command)}")[1]
-
-
 def marked(word: str, text: str) -> Any:
     lines = [line for line in text.splitlines() if f"{word} " in line and line.endswith(("}", "]"))]
     return json.loads(lines[-1].partition(f"{word} ")[2])
-
-
-def shell(command: str, check: bool = True) -> tuple[int, str]:
-    """Exit code and output (also shown), both streams in one."""
-    print(f"$ {command}", flush=True)
-    done = subprocess.run(
-        command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
-    )
-    text = done.stdout.decode(errors="replace")
-    print(text, flush=True)
-    if check and done.returncode:
-        raise RuntimeError(f"{command}: exit code {done.returncode}")
-    return done.returncode, text
-
-
-def until(ready: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds} s")
-        time.sleep(0.2)
 
 
 @contextlib.contextmanager

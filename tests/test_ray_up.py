@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import machines
 import pytest
 import ray_up
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    if reason := ray_up.lacking():
+    if reason := machines.lacking():
         pytest.skip(reason)
     return ray_up.run(tmp_path_factory.mktemp("lab"))
 
@@ -40,3 +41,11 @@ def test_secrets_are_files_of_their_owner_and_nowhere_else(seen: dict[str, Any])
 
 def test_down_leaves_nothing_running(seen: dict[str, Any]) -> None:
     assert seen["left"] == []
+
+
+def test_nodes_speak_tls(seen: dict[str, Any]) -> None:
+    tls = seen["tls"]
+    assert (tls["task"], tls["total"]) == ("worker", 64 * 2**20)
+    kinds = {port.split()[0]: kind for port, kind in tls["ports"].items()}
+    assert kinds["6379"] == "TLSv1.3"
+    assert tls["without"] != 0
