@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import jsonschema
@@ -23,18 +24,11 @@ CLUSTER = REPOSITORY / "cluster"
 FILES = ("aws", "gcp", "on_prem")
 CLOUDS = ("aws", "gcp")
 SPOT = {"aws": {"MarketType": "spot"}, "gcp": "SPOT"}
-KUBERNETES = sorted((CLUSTER / "kuberay").glob("*.yaml"))
 
 
 def read(name: str) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((CLUSTER / f"{name}.yaml").read_text())
     return config
-
-
-def pinned(package: str) -> str:
-    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    (version,) = (line.partition("==")[2] for line in lines if line.startswith(f"{package}=="))
-    return version
 
 
 # ------------------------------------------------------------------------------- ray up
@@ -60,7 +54,7 @@ def test_schema_would_say_no(name: str) -> None:
 def test_every_ray_starts_with_token_and_on_loopback(name: str) -> None:
     config = read(name)
     commands = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
-    assert len(commands) == 4
+    assert len(commands) == 4 + (name in CLOUDS)
     assert all(command.startswith(". ~/node.env; ") for command in commands)
     head = config["head_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in head
@@ -144,6 +138,54 @@ def test_ray_takes_spot_first_and_falls_back(name: str, recovered: float, chosen
     assert {request.instance_type: request.count for request in reply.to_launch} == {chosen: 3}
 
 
+@pytest.mark.parametrize(("name", "notice"), [("aws", 120), ("gcp", 30)])
+def test_spot_workers_hear_of_their_end(name: str, notice: int) -> None:
+    (command,) = (c for c in read(name)["worker_start_ray_commands"] if "spot_notice" in c)
+    cloud, seconds = re.findall(r"spot_notice.sh (\w+) (\d+)", command)[0]
+    assert cloud == name
+    assert 0 < int(seconds) < notice
+    assert read(name)["file_mounts"]["~/spot_notice.sh"] == "./cluster/spot_notice.sh"
+
+
+def test_spot_notice_waits_for_the_cloud_and_then_tells_ray(tmp_path: Path) -> None:
+    """The script with a cloud that says no at first, and a `ray` that notes how it is called."""
+    answers = iter([404, 200])
+
+    class Cloud(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.reply(200, b"token")
+
+        def do_GET(self) -> None:
+            assert self.headers["X-aws-ec2-metadata-token"] == "token"
+            assert self.path == "/latest/meta-data/spot/instance-action"
+            self.reply(next(answers), b'{"action": "terminate"}')
+
+        def reply(self, code: int, text: bytes) -> None:
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
+            pass
+
+    fake = tmp_path / "ray"
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/called\n')
+    fake.chmod(0o755)
+    with HTTPServer(("127.0.0.1", 0), Cloud) as cloud:
+        Thread(target=cloud.serve_forever, daemon=True).start()
+        env = {
+            "METADATA": f"http://127.0.0.1:{cloud.server_port}",
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "PAUSE": "0.1",
+        }
+        subprocess.run(["sh", CLUSTER / "spot_notice.sh", "aws", "110"], env=env, check=True)
+        cloud.shutdown()
+    assert next(answers, None) is None
+    called = (tmp_path / "called").read_text().split("\n")
+    assert called[:3] == ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    assert called[-3:] == ["--deadline-remaining-seconds", "110", ""]
+
+
 def test_aws_gives_roles_and_opens_nothing() -> None:
     config = read("aws")
     assert config["provider"]["security_group"]["IpPermissions"] == []
@@ -162,128 +204,6 @@ def test_aws_gives_roles_and_opens_nothing() -> None:
         for rule in json.loads((CLUSTER / f"iam/{name}.json").read_text())["Statement"]:
             actions = rule["Action"] if isinstance(rule["Action"], list) else [rule["Action"]]
             assert not [action for action in actions if action.endswith("*")]
-
-
-# ------------------------------------------------------------------------------- KubeRay
-
-
-FIELDS = yaml.safe_load((Path(__file__).parent / "kuberay_fields.yaml").read_text())
-PLAIN: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "boolean": (bool,),
-    "integer": (int,),
-    "number": (int, float),
-}
-
-
-def unlike(kind: str, value: Any, where: str) -> Iterator[str]:
-    """Where a value is not of this type of kuberay_fields.yaml."""
-    if kind in FIELDS:
-        fields = {name.rstrip("!"): of for name, of in FIELDS[kind].items()}
-        for name in sorted(value.keys() - fields.keys()):
-            yield f"{where}.{name}: not a field of {kind}"
-        for name in (name[:-1] for name in FIELDS[kind] if name.endswith("!")):
-            if name not in value:
-                yield f"{where}.{name}: missing"
-        for name in value.keys() & fields.keys():
-            yield from unlike(fields[name], value[name], f"{where}.{name}")
-    elif kind[0] in "[{":
-        items = value.items() if kind[0] == "{" else enumerate(value)
-        for key, item in items:
-            yield from unlike(kind[1:-1], item, f"{where}.{key}")
-    elif kind in PLAIN:
-        if not isinstance(value, PLAIN[kind]) or (kind != "boolean" and isinstance(value, bool)):
-            yield f"{where}: {value!r} is no {kind}"
-    elif kind[0].islower() and value not in kind.split("|"):
-        yield f"{where}: {value!r} is none of {kind}"
-
-
-def documents() -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in KUBERNETES:
-        for document in yaml.safe_load_all(path.read_text()):
-            yield f"{path.name} {document['kind']}", document
-
-
-def pods() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every pod template."""
-
-    def below(where: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-        if isinstance(value, dict):
-            if "containers" in value:
-                yield where, value
-            for key, item in value.items():
-                yield from below(f"{where}.{key}", item)
-        elif isinstance(value, list):
-            for number, item in enumerate(value):
-                yield from below(f"{where}.{number}", item)
-
-    for where, document in documents():
-        yield from below(where, document)
-
-
-def test_kuberay_knows_every_field() -> None:
-    found = {document["kind"]: document for _, document in documents()}
-    for kind in ("RayCluster", "RayJob"):
-        assert list(unlike(kind, found[kind], kind)) == []
-    # That it would say so:
-    broken = found["RayCluster"] | {"spec": found["RayCluster"]["spec"] | {"auth": {}}}
-    assert list(unlike("RayCluster", broken, "x")) == ["x.spec.auth: not a field of RayClusterSpec"]
-    broken["spec"] = broken["spec"] | {"auth": None, "authOptions": {"mode": "off"}}
-    assert "x.spec.authOptions.mode: 'off' is none of disabled|token" in list(
-        unlike("RayCluster", broken, "x")
-    )
-
-
-def test_kuberay_has_token_redis_and_autoscaler() -> None:
-    (cluster,) = (d["spec"] for _, d in documents() if d["kind"] == "RayCluster")
-    assert cluster["rayVersion"] == pinned("ray")
-    assert cluster["authOptions"] == {"mode": "token", "secretName": "t2i-ray-token"}
-    services = [d["metadata"]["name"] for _, d in documents() if d["kind"] == "Service"]
-    storage = cluster["gcsFaultToleranceOptions"]
-    assert storage["redisAddress"].partition(":")[0] in services
-    assert "secretKeyRef" in storage["redisPassword"]["valueFrom"]
-    assert cluster["enableInTreeAutoscaling"] is True
-    assert cluster["autoscalerOptions"]["version"] == "v2"
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
-    spot, other = cluster["workerGroupSpecs"]
-    assert spot["priority"] > other["priority"]
-    assert {spot["minReplicas"], other["minReplicas"]} == {0}
-
-
-@pytest.mark.parametrize(("where", "pod"), list(pods()), ids=[where for where, _ in pods()])
-def test_pods_have_no_rights_and_bounded_resources(where: str, pod: dict[str, Any]) -> None:
-    context = pod["securityContext"]
-    assert context["runAsNonRoot"] is True
-    assert context["runAsUser"] > 0
-    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-    for container in pod["containers"]:
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert container["resources"]["requests"]
-        assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
-        for variable in container.get("env", []):
-            secret = re.search("PASSWORD|TOKEN|SECRET|KEY", variable["name"])
-            assert not (secret and "value" in variable), variable["name"]
-        settings = {v["name"]: v.get("value") for v in container.get("env", [])}
-        if drain := settings.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"):
-            # Ray drains the node on SIGTERM; SIGKILL must come later.
-            assert int(drain) + 10 < pod["terminationGracePeriodSeconds"]
-
-
-def test_network_policies_name_who_may_come() -> None:
-    policies = [d["spec"] for _, d in documents() if d["kind"] == "NetworkPolicy"]
-    assert {tuple(p["podSelector"]["matchLabels"]) for p in policies} == {
-        ("ray.io/cluster",),
-        ("app",),
-    }
-    for policy in policies:
-        assert policy["policyTypes"] == ["Ingress"]
-        for rule in policy["ingress"]:
-            assert rule["from"]
-            for source in rule["from"]:
-                assert source["podSelector"]["matchLabels"]
-                assert "namespaceSelector" not in source or rule["ports"][0]["port"] == 8265
 
 
 # ----------------------------------------------------------------------- image and MLflow
@@ -328,6 +248,8 @@ def test_nothing_here_looks_like_a_secret() -> None:
             assert not re.search(r"\bAKIA[0-9A-Z]{16}\b|-----BEGIN|\b[0-9a-f]{40,}\b", text), path
             for name, value in re.findall(r"(\w*(?:PASSWORD|SECRET|TOKEN)\w*)=(\S+)", text):
                 harmless = (
-                    name.endswith("_PATH") or value[0] in "\"'$.<" or value in ("...", "token")
+                    name.endswith(("_PATH", "_FILE"))
+                    or value[0] in "\"'$.<"
+                    or value in ("...", "token")
                 )
                 assert harmless, f"{path}: {name}={value}"
