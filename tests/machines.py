@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PROGRAMS = ("unshare", "mount", "ip", "ss", "ssh", "ssh-keygen", "openssl", "rsync", "sshd")
+PROGRAMS = (
+    "unshare", "mount", "ip", "ss", "ssh", "ssh-keygen", "sshd", "openssl", "rsync", "curl",
+)  # fmt: skip
 UNSHARE = ("unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child")
 
 #: A machine of its own out of what this process has: only these folders are seen from it.
@@ -53,7 +55,8 @@ def lacking() -> str | None:
     """Why the three machines can't be made here; None if they can."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     if missing := [program for program in PROGRAMS if not shutil.which(program, path=path)]:
-        return f"no {', '.join(missing)}: apt-get install openssh-server rsync iproute2 util-linux"
+        packages = "openssh-server rsync iproute2 util-linux curl openssl"
+        return f"no {', '.join(missing)}: apt-get install {packages}"
     script = "ip link add name lab type bridge && mount -t tmpfs tmpfs /run && test $$ = 1"
     tried = subprocess.run(
         [*UNSHARE, "--mount-proc", "sh", "-c", script], capture_output=True, text=True

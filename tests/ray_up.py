@@ -52,7 +52,7 @@ print("JOB " + json.dumps({
     "driver": socket.gethostname(),
     "task": ray.get(where.remote()),
     "stop_wait": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S"),
-    "secret": os.environ.get("MLFLOW_TRACKING_PASSWORD"),
+    "secret": len(os.environ.get("MLFLOW_TRACKING_PASSWORD", "")),
     "cpus_of_head": sum(n["Resources"].get("CPU", 0) for n in ray.nodes()
                         if "node:__internal_head__" in n["Resources"]),
 }))
@@ -72,6 +72,22 @@ print("ASK " + json.dumps([ask(), ask(Authorization="Bearer " + token)]))
 """
 
 
+#: A spot machine's metadata, as AWS gives them once it is to go: a token, and what will be done.
+CLOUD = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Answer(BaseHTTPRequestHandler):
+    def do_PUT(self):
+        self.answer(200, "token" if self.path == "/latest/api/token" else "")
+    def do_GET(self):
+        known = self.headers.get("X-aws-ec2-metadata-token") == "token"
+        there = self.path == "/latest/meta-data/spot/instance-action"
+        self.answer(200 if known and there else 404, '{"action": "terminate"}')
+    def answer(self, code, text):
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+HTTPServer(("127.0.0.1", 8169), Answer).serve_forever()
+"""
 #: Which of this machine's ports speak TLS, and what an object of 64 MB takes from node to node.
 TLS = """
 import json, os, socket, ssl, subprocess, ray
@@ -93,8 +109,8 @@ def kind(port):
 names = {}
 for line in subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout.splitlines():
     names[int(line.split()[3].rpartition(":")[2])] = (line.split('"') + ["?"])[1]
-print("TLS " + json.dumps({"task": host, "total": total,
-                           "ports": {f"{p} {names[p]}": kind(p) for p in sorted(names)}}))
+kinds = {f"{port} {name}": kind(port) for port, name in sorted(names.items()) if port != 22}
+print("TLS " + json.dumps({"task": host, "total": total, "ports": kinds}))
 """
 
 
@@ -162,7 +178,9 @@ def inside(lab: Path) -> None:
     ]
     with timed(seen, "down"):
         shell(f"ray down -y {config}")
-    seen["left"] = [ip for ip in (HEAD, WORKER) if "raylet" in on(lab, ip, "ps -eo args")]
+    with timed(seen, "worker ends"):  # by itself: `ray down` stops the head alone
+        until(lambda: not running(lab, WORKER), 180)
+    seen["left"] = [ip for ip in (HEAD, WORKER) if running(lab, ip)]
     seen["tls"] = tls(lab)
     (lab / "seen.json").write_text(json.dumps(seen))
 
@@ -190,9 +208,12 @@ def tls(lab: Path) -> dict[str, Any]:
         on(lab, ip, f". ~/node.env; . {lab}/{ip}.env; ray start {start} --node-ip-address={ip}")
     (lab / "tls.py").write_text(TLS)
     environment = f". ~/node.env; . {lab}/{HEAD}.env"
-    seen: dict[str, Any] = marked("TLS", on(lab, HEAD, f"{environment}; python {lab}/tls.py"))
+    seen: dict[str, Any] = {"seconds": {}}
+    seen |= marked("TLS", on(lab, HEAD, f"{environment}; python {lab}/tls.py"))
     plain = f". ~/node.env; timeout 30 ray status --address {HEAD}:6379"
     seen["without"] = shell(f"{ssh(lab)} root@{HEAD} {shlex.quote(plain)}", check=False)[0]
+    with timed(seen, "notice"):
+        seen["left"] = notice(lab)
     return seen
 
 
@@ -211,6 +232,22 @@ def look(lab: Path, config: Path, seen: dict[str, Any]) -> None:
     submit = f"ray job submit --address http://127.0.0.1:8265 -- python {lab}/job.py"
     with timed(seen, "job"):
         seen["job"] = marked("JOB", shell(f"ray exec {config} {shlex.quote(submit)}")[1])
+
+
+def running(lab: Path, ip: str) -> bool:
+    """Whether a raylet is left on a host."""
+    return "raylet" in on(lab, ip, "ps -eo comm")
+
+
+def notice(lab: Path) -> bool:
+    """cluster/spot_notice.sh on the worker, with a cloud's answers; whether its raylet left."""
+    (lab / "cloud.py").write_text(CLOUD)
+    cloud = f"setsid python3 {lab}/cloud.py </dev/null >/dev/null 2>&1 &"
+    on(lab, WORKER, f"{cloud} until curl -s 127.0.0.1:8169; do sleep 0.1; done")
+    command = f"METADATA=http://127.0.0.1:8169 sh {REPOSITORY}/cluster/spot_notice.sh aws 60"
+    on(lab, WORKER, f". ~/node.env; . {lab}/{WORKER}.env; {command}")
+    until(lambda: not running(lab, WORKER), 90)
+    return True
 
 
 def with_our_hosts(lab: Path) -> dict[str, Any]:

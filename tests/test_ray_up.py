@@ -24,7 +24,7 @@ def test_a_job_runs_on_the_worker_and_its_driver_on_the_head(seen: dict[str, Any
 
 def test_node_env_reaches_jobs(seen: dict[str, Any]) -> None:
     assert seen["job"]["stop_wait"] == "120"
-    assert seen["job"]["secret"] == ray_up.SECRET
+    assert seen["job"]["secret"] == len(ray_up.SECRET)
 
 
 def test_jobs_api_wants_the_token_and_listens_on_loopback(seen: dict[str, Any]) -> None:
@@ -47,5 +47,9 @@ def test_nodes_speak_tls(seen: dict[str, Any]) -> None:
     tls = seen["tls"]
     assert (tls["task"], tls["total"]) == ("worker", 64 * 2**20)
     kinds = {port.split()[0]: kind for port, kind in tls["ports"].items()}
-    assert kinds["6379"] == "TLSv1.3"
+    assert kinds["6379"] == "TLSv1.3"  # Ray's GCS
     assert tls["without"] != 0
+
+
+def test_a_spot_machines_notice_drains_its_node(seen: dict[str, Any]) -> None:
+    assert seen["tls"]["left"] is True
