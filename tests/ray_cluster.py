@@ -1,30 +1,109 @@
-"""A real Ray cluster of one node for the tests, on loopback, ended by its process id."""
+"""A real Ray cluster for the tests: a head and perhaps more nodes, each with processes of its own.
+
+On one machine a node is told from the others by its address: the head has the machine's own (Ray
+makes that of 127.0.0.1), the others 127.0.0.2, 127.0.0.3 ...
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from servers import Radosgw, free_port
 
 BIN = Path(sys.executable).parent
 
 
-class RayCluster:
-    """``ray start --head`` with token authentication and a home of its own."""
+class RayNode:
+    """``ray start --block`` with a home of its own, and so with a node-local cache of its own.
 
-    def __init__(self, folder: Path, cpus: int = 4) -> None:
+    Args:
+        folder: where its home and what it prints are.
+        arguments: of ``ray start``.
+        env: what its processes, and by them the workers on this node, get.
+    """
+
+    def __init__(self, folder: Path, arguments: Sequence[str], env: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.home.mkdir(parents=True, exist_ok=True)
+        command = [
+            # The kernel ends it, should this process be killed before it can.
+            "setpriv", "--pdeathsig", "TERM",
+            str(BIN / "ray"), "start", "--block", *arguments, "--num-gpus=0",
+            "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}",
+            "--min-worker-port=0", "--max-worker-port=0",  # any: other clusters may run here
+            f"--object-store-memory={256 * 2**20}",
+        ]  # fmt: skip
+        with (folder / "ray.out").open("ab") as out:
+            self.process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=out,
+                env={**env, "HOME": str(self.home)},
+                start_new_session=True,
+            )
+
+    @property
+    def printed(self) -> str:
+        return (self.folder / "ray.out").read_text(errors="replace")[-2000:]
+
+    def stop(self) -> None:
+        """End it; it ends what it started. What stays behind goes by its group."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=4)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def kill(self) -> None:
+        """End all its processes, workers and jobs among them, as when a machine dies."""
+        for pid in [self.process.pid, *_below(self.process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class RayCluster:
+    """Nodes with token authentication.
+
+    Args:
+        folder: for its token, and the nodes' folders.
+        cpus: logical CPUs of the head.
+        nodes: logical CPUs of each further node.
+        env: more variables for all nodes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cpus: int = 4,
+        nodes: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.cpus = cpus
+        self.head: RayNode | None = None
+        self.nodes: list[RayNode] = []  # the further ones
         self.port, self.dashboard_port = free_port(), free_port()
         self.token = secrets.token_hex(16)
+        self._wanted = nodes
+        self._env = env or {}
+        self._added = 0
+        self._scratch: str | None = None
         (folder / "home").mkdir(parents=True)
         (folder / "token").write_text(self.token)
         (folder / "token").chmod(0o600)
@@ -50,47 +129,100 @@ class RayCluster:
         """What ``ray job`` needs."""
         return {**self.env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}"}
 
-    def start(self) -> None:
-        command = [
-            # The kernel ends it, should this process be killed before it can.
-            "setpriv", "--pdeathsig", "TERM",
-            str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-            f"--port={self.port}", f"--num-cpus={self.cpus}", "--num-gpus=0",
-            "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={self.dashboard_port}", "--disable-usage-stats",
-            f"--dashboard-agent-listen-port={free_port()}",
-            "--min-worker-port=0", "--max-worker-port=0",  # any: other clusters may run here
-            f"--object-store-memory={256 * 2**20}",
-        ]  # fmt: skip
-        env = {k: v for k, v in self.env.items() if k not in ("RAY_ADDRESS",)}
-        with (self.folder / "ray.out").open("wb") as out:
-            self.process = subprocess.Popen(
-                command, stdout=out, stderr=out, env=env, start_new_session=True
-            )
-        self._until_jobs_api_answers()
+    @property
+    def _node_env(self) -> dict[str, str]:
+        return {k: v for k, v in {**self.env, **self._env}.items() if k != "RAY_ADDRESS"}
 
-    def _until_jobs_api_answers(self, seconds: float = 90) -> None:
+    def start(self) -> None:
+        """Start all nodes, and wait until jobs can be submitted."""
+        self.start_head()
+        for cpus in self._wanted:
+            self.add_node(cpus)
+        self.wait_for_nodes(1 + len(self._wanted))
+
+    def start_head(self) -> None:
+        """Start the head, for the first time or again on the same ports."""
+        arguments = [
+            "--head", "--node-ip-address=127.0.0.1",
+            f"--port={self.port}", f"--num-cpus={self.cpus}",
+            "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard_port}",
+            f"--ray-client-server-port={free_port()}",
+        ]  # fmt: skip
+        self.head = RayNode(self.folder, arguments, self._node_env)
+        self.wait_until_jobs_api_answers()
+
+    def add_node(self, cpus: int, env: Mapping[str, str] | None = None) -> RayNode:
+        """Start one more node, which joins in a few seconds."""
+        self._added += 1
+        # Sockets lie below, whose paths must be short; nodes that share it may take the same one.
+        self._scratch = self._scratch or tempfile.mkdtemp(prefix="t2i")
+        node = RayNode(
+            self.folder / f"node-{self._added}",
+            [
+                f"--address=127.0.0.1:{self.port}",
+                f"--node-ip-address=127.0.0.{1 + self._added}",
+                f"--num-cpus={cpus}",
+                f"--temp-dir={self._scratch}/{self._added}",
+            ],
+            {**self._node_env, **(env or {})},
+        )
+        self.nodes.append(node)
+        return node
+
+    def wait_for_nodes(self, count: int, seconds: float = 60) -> None:
+        """Until so many nodes are alive, the head among them."""
+        deadline = time.monotonic() + seconds
+        while len(alive := self.alive()) != count:
+            if time.monotonic() > deadline:
+                printed = "\n".join(node.printed for node in self.nodes)
+                raise RuntimeError(f"alive: {alive}, not {count} nodes: {printed}")
+            time.sleep(0.3)
+
+    def alive(self) -> list[str]:
+        """Addresses of the nodes that Ray takes for alive."""
+        try:
+            nodes = self.get("/nodes?view=summary")["data"]["summary"]
+        except (OSError, ValueError):
+            return []
+        return sorted(node["ip"] for node in nodes if node["raylet"].get("state") == "ALIVE")
+
+    def get(self, path: str) -> Any:
+        """What the dashboard answers, as JSON."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.dashboard_port}/api/jobs/",
+            f"http://127.0.0.1:{self.dashboard_port}{path}",
             headers={"Authorization": f"Bearer {self.token}"},
         )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+
+    def wait_until_jobs_api_answers(self, seconds: float = 90) -> None:
+        """Until jobs can be submitted."""
         deadline = time.monotonic() + seconds
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=5) as answer:
-                    json.load(answer)
+                self.get("/api/jobs/")
                 return
             except (OSError, ValueError):
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    log = (self.folder / "ray.out").read_text()[-2000:]
-                    raise RuntimeError(f"Ray did not start: {log}") from None
+                assert self.head
+                if time.monotonic() > deadline or self.head.process.poll() is not None:
+                    raise RuntimeError(f"Ray did not start: {self.head.printed}") from None
                 time.sleep(0.3)
 
     def stop(self) -> None:
-        """End the head process; it ends what it started. What stays behind goes by its group."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=4)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        """End all nodes, the head last."""
+        for node in [*reversed(self.nodes), *([self.head] if self.head else [])]:
+            if node.process.poll() is None:
+                node.stop()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _below(pid: int) -> list[int]:
+    """The processes that this one started, and those that they did."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *_below(child)]
+    return found

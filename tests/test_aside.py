@@ -70,7 +70,8 @@ def aside(runner: Runner) -> str:
     found: list[int | None] = []
 
     def appeared() -> bool:
-        found.append(task_of(process, runner.cluster.process.pid))
+        assert runner.cluster.head
+        found.append(task_of(process, runner.cluster.head.process.pid))
         return found[-1] is not None
 
     until(appeared)

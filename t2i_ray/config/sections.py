@@ -245,11 +245,37 @@ class Cluster(Section):
         None, doc="Ray cluster to join; none: RAY_ADDRESS, else one of its own on this machine."
     )
     workers: int = operational(1, doc="DDP workers.", ge=1)
+    min_workers: int | None = operational(
+        None,
+        doc="Go on with as few as these while the cluster has no room for all workers, and with "
+        "more as soon as it has; none: always all of them.",
+        ge=1,
+    )
+    resize_s: float = operational(
+        60.0, doc="cluster.min_workers: seconds between two looks for room for more.", gt=0
+    )
     gpu: bool = operational(False, doc="One GPU a worker, NCCL; else CPU and gloo.")
     threads: int = operational(1, doc="CPU cores and compute threads of a worker.", ge=1)
     max_failures: int = operational(
-        3, doc="Restarts after lost workers before the run fails; -1: no limit.", ge=-1
+        3,
+        doc="Restarts after lost workers before the run fails; -1: no limit. Leaving a node that "
+        "is drained, or for another number of workers, is none.",
+        ge=-1,
     )
+
+    @property
+    def fewest(self) -> int:
+        """The number of workers below which nothing goes on."""
+        return self.min_workers or self.workers
+
+    @model_validator(mode="after")
+    def _check(self) -> Cluster:
+        if self.fewest > self.workers:
+            raise ValueError(
+                f"cluster.min_workers={self.min_workers} is more than "
+                f"cluster.workers={self.workers}; make it that or less, or leave it out"
+            )
+        return self
 
 
 class Config(Section):

@@ -112,6 +112,11 @@ def _check_against_run(sweep: Sweep) -> None:
             f"search.trials_per_gpu={search.trials_per_gpu}: only trials of one GPU worker share "
             "a GPU; set cluster.gpu=true and cluster.workers=1"
         )
+    if run.cluster.min_workers:
+        raise UserError(
+            f"cluster.min_workers={run.cluster.min_workers}: the trials of a sweep have a fixed "
+            "number of workers, by which it is planned how many run at a time; leave it out"
+        )
     by = search.confirm.by if search.confirm else None
     if by is not None and (by not in sweep.space or not sweep.space[by].labelled()):
         raise UserError(

@@ -16,14 +16,20 @@ from t2i_ray.storage import LocalStore, Store
 RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show each progress line twice
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a lost worker is noticed
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # and a node that is to go
 }
+# With another number of workers it may go on at once. Ray takes a lost node for there until its
+# head has noticed (docs/scaling.md); this is how long it tries before it counts again.
+ELASTIC_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3"}
 # And those of a cluster that is ours alone.
 OWN_CLUSTER_SETTINGS = {
     # Else every other process of the machine, Ray's own helpers first of all, pushes workers aside.
     "RAY_worker_niceness": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # nobody reads them without a dashboard
     "LOG_NAME_UPDATE_INTERVAL_S": "2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that looks for nodes that are to go
 }
 
 
@@ -37,7 +43,9 @@ def connect(config: Config) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
     alone = address in (None, "", "local")
-    for name, value in {**RAY_SETTINGS, **(OWN_CLUSTER_SETTINGS if alone else {})}.items():
+    settings = RAY_SETTINGS | (OWN_CLUSTER_SETTINGS if alone else {})
+    settings |= ELASTIC_SETTINGS if cluster.min_workers else {}
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         try:
@@ -71,13 +79,14 @@ def connect(config: Config) -> None:
 def lacking(config: Config, have: Mapping[str, float]) -> Iterator[str]:
     """What a cluster of these resources has too little of, and what to do about it."""
     cluster, aside = config.cluster, config.aside
-    workers = f"cluster.workers={cluster.workers}"
-    if cluster.gpu and have.get("GPU", 0) < cluster.workers:
+    fewest = cluster.fewest
+    workers = f"cluster.{'min_' if cluster.min_workers else ''}workers={fewest}"
+    if cluster.gpu and have.get("GPU", 0) < fewest:
         yield (
-            f"{workers} need {cluster.workers} GPUs and the cluster has {have.get('GPU', 0):g}; "
+            f"{workers} need {fewest} GPUs and the cluster has {have.get('GPU', 0):g}; "
             "ask for fewer workers"
         )
-    cpus = cluster.workers * cluster.threads
+    cpus = fewest * cluster.threads
     if not cluster.gpu and have.get("CPU", 0) < cpus:
         yield (
             f"{workers} need {cpus} CPUs and the cluster has {have.get('CPU', 0):g}; ask for fewer "

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
+from ray.exceptions import RayActorError
+
 from t2i_ray.config import Config, parse_config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
 from t2i_ray.runs import Scores, run_store
@@ -41,7 +43,26 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
             Scores(store, config.name).add(step, measured)
         ray.train.report({"step": step, "checkpoint": f"{place}/checkpoints/step_{step:08d}"})
 
-    return asdict(train(Job(**job), worker, report))
+    outcome = train(Job(**job), worker, report, notice)
+    if outcome.moves:
+        if worker.is_chief and not job.get("quiet"):
+            print(f"{config.name}: {outcome.reason}", flush=True)
+        # Whoever returns has finished. This is how Ray tells a worker that left with its node from
+        # one that failed, which would count against cluster.max_failures; no traceback of it.
+        logging.getLogger("ray.train.v2._internal.util").setLevel(logging.CRITICAL)
+        raise RayActorError(error_msg=f"left at step {outcome.step}", preempted=True)
+    return asdict(outcome)
+
+
+def notice() -> str | None:
+    """Why all workers should go on elsewhere, if so; to be asked by all at the same step."""
+    import ray.train
+
+    info = ray.train.get_preemption_info()
+    if info is None:
+        return None
+    nodes = ", ".join(node[:8] for node in info.preempted_node_ids)
+    return f"node {nodes} is drained" if nodes else "there is room for more workers"
 
 
 def fit_workers(
@@ -70,7 +91,10 @@ def fit_workers(
         work,
         train_loop_config=job,
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=(cluster.fewest, cluster.workers)
+            if cluster.min_workers
+            else cluster.workers,
+            elastic_resize_monitor_interval_s=cluster.resize_s,
             use_gpu=cluster.gpu,
             resources_per_worker={"CPU": cluster.threads, **({"GPU": 1} if cluster.gpu else {})},
         ),

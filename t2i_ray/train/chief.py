@@ -21,6 +21,7 @@ from t2i_ray.generate import noise_of, to_uint8
 from t2i_ray.runs import run_store
 from t2i_ray.storage import Store
 from t2i_ray.tracking import About, Tracker, resolve
+from t2i_ray.train.cost import Cost
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.progress import Progress
 from t2i_ray.train.pulse import Pulse
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 GRID_CAPTIONS = 8
 GRID_NOISES = 6
 STATISTICS_BATCHES = 16
+LOOK_EVERY = 1.0  # seconds between two looks for a reason to go on elsewhere
 
 
 class Bystander:
@@ -43,6 +45,11 @@ class Bystander:
     @property
     def stop_requested(self) -> bool:
         """Whether this rank was asked to stop."""
+        return False
+
+    @property
+    def look_due(self) -> bool:
+        """Whether all ranks are to look for a reason to go on elsewhere."""
         return False
 
     def log(self, step: int, losses: Mapping[str, float]) -> None:
@@ -68,7 +75,7 @@ class Bystander:
     def give_up(self) -> None:
         """The run has failed for good: MLflow may show also what no checkpoint covers."""
 
-    def close(self) -> bool:
+    def close(self, *, in_haste: bool = False) -> bool:  # noqa: ARG002
         """Finish; whether MLflow has everything."""
         return True
 
@@ -86,6 +93,7 @@ class Chief(Bystander):
         prepared: Prepared,
         encoder: Encoder,
         feed: Feed,
+        world: int,
     ) -> None:
         self._job = job
         self._config = config
@@ -100,13 +108,12 @@ class Chief(Bystander):
         self._refreshed = -1  # the step whose averaged generator has its statistics
         self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
-        self._train_seconds = 0.0
         self.measured: dict[str, float] = {}
-        if checkpoint:
-            self.measured = checkpoint.documents["state"]["measured"]
+        state = checkpoint.documents["state"] if checkpoint else None
+        if checkpoint and state:
+            self.measured = state["measured"]
             history = checkpoint.tensors.get("history", {})
             self._history = {name: column.tolist() for name, column in history.items()}
-            self._train_seconds = checkpoint.documents["state"]["train_seconds"]
         self._tracker = Tracker(
             resolve(config),
             About.from_json(job.about).here(),
@@ -118,7 +125,8 @@ class Chief(Bystander):
             print(f"{config.name}: continues from step {start}", flush=True)
         self._progress = Progress(config.name, start, config.train.steps, config.train.batch_size)
         self._pulse = Pulse(self._store, start)
-        self._started = time.monotonic()
+        self._cost = Cost(config, world, state)
+        self._looked = time.monotonic()
 
     # ------------------------------------------------------------------ every step
 
@@ -126,6 +134,14 @@ class Chief(Bystander):
     def stop_requested(self) -> bool:
         """Whether the driver asked for a stop."""
         return self._pulse.stop_requested
+
+    @property
+    def look_due(self) -> bool:
+        """Every LOOK_EVERY seconds."""
+        if time.monotonic() - self._looked < LOOK_EVERY:
+            return False
+        self._looked = time.monotonic()
+        return True
 
     def log(self, step: int, losses: Mapping[str, float]) -> None:
         """Take down a step's losses, for MLflow and for the loss figure."""
@@ -234,13 +250,8 @@ class Chief(Bystander):
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
         self._refresh(step, objective)
-        self._train_seconds += time.monotonic() - self._started
-        self._started = time.monotonic()
-        cluster = self._config.cluster
-        cores = cluster.workers * (1 if cluster.gpu else cluster.threads)
-        unit = "gpu" if cluster.gpu else "cpu"
-        cost = {f"perf/{unit}_seconds": self._train_seconds * cores}
-        self._tracker.log(step, cost)
+        cost = self._cost.count()
+        self._tracker.log(step, {**cost, "perf/workers": self._cost.world})
         of, scores = self._scores
         self.measured = {**scores, **cost} if of == step else {}
         if step == self._config.train.steps:
@@ -259,7 +270,7 @@ class Chief(Bystander):
             {
                 "state": {
                     "step": step,
-                    "train_seconds": self._train_seconds,
+                    **self._cost.state,
                     "measured": self.measured,
                     "about": self._job.about["tags"],
                 },
@@ -289,12 +300,16 @@ class Chief(Bystander):
         self._checkpoints.wait()
         self._tracker.commit()
 
-    def close(self) -> bool:
-        """Wait for the last checkpoint, then a while for MLflow to take what is left."""
+    def close(self, *, in_haste: bool = False) -> bool:
+        """Wait for the last checkpoint, then a while for MLflow to take what is left.
+
+        In haste not so: whoever goes on from the checkpoint has it.
+        """
         self._pulse.close()
         self._checkpoints.wait()
         self._checkpoints.close()
         # What is left is in the checkpoint: an outage need not hold up the end.
-        published = self._tracker.flush(timeout=5 if self._tracker.in_outage else 20)
+        patience = 0.5 if in_haste else 5 if self._tracker.in_outage else 20
+        published = self._tracker.flush(timeout=patience)
         self._tracker.close()
         return published

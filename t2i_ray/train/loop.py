@@ -45,12 +45,16 @@ class Outcome:
     step: int
     reason: str | None = None
     published: bool = True
+    moves: bool = False  # it left, with a checkpoint, to be started again at once elsewhere
 
 
 Report = Callable[[int, dict[str, float]], None]
+Notice = Callable[[], str | None]
 
 
-def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
+def train(
+    job: Job, worker: Worker, report: Report | None = None, notice: Notice | None = None
+) -> Outcome:
     """Train from the newest sound checkpoint, or from scratch, until done or asked to stop.
 
     Args:
@@ -59,6 +63,8 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
         report: called on every rank at each checkpoint, the one to go on from among them, with
             its step and, on rank 0, what was measured on these very weights, with the seconds
             spent; empty: nothing was.
+        notice: asked on every rank after the same step, every few seconds: why all must go on
+            elsewhere, such as a node that is about to go; None: stay.
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
@@ -67,7 +73,7 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     micro_batches = config.train.micro_batches
     last = config.train.steps if job.until is None else job.until
     status: Status = "FINISHED" if last == config.train.steps else "RUNNING"
-    reason = None
+    reason = move = None
     try:
         if resumed and report:  # the attempt before may have died right before it could
             report(step, chief.measured)
@@ -80,26 +86,32 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
             saves = step == last or _checkpoint_due(config, step)
             stop = False
             if saves or step % config.train.log_every == 0:
-                losses, stop = worker.total(values, chief.stop_requested)
+                losses, (stop, look) = worker.total(values, chief.stop_requested, chief.look_due)
                 if not all(map(math.isfinite, losses.values())):
                     status, reason = "FAILED", f"{DIVERGED} at step {step}: {losses}"
                     chief.give_up()
                     break
                 chief.log(step, losses)
+                move = notice() if notice and look and not ends else None
             if chief.samples_due(step) or ends:
                 chief.sample(step, objective)
             if chief.evaluation_due(step):
                 chief.evaluate(step, objective)
-            if saves or stop:
+            if saves or stop or move:
                 chief.save(step, objective)
-                if report:
+                if report and not move:  # else whoever goes on does so, at once
                     report(step, chief.measured)
             if stop and not ends:
-                status, reason = "KILLED", f"stopped on request at step {step}"
+                status, reason, move = "KILLED", f"stopped on request at step {step}", None
+                break
+            if move:
+                status, reason = "RUNNING", f"left at step {step}: {move}"
                 break
     finally:
-        published = chief.close()
-    return Outcome(status, step, reason, published)
+        published = chief.close(in_haste=bool(move))
+    if move:  # the first to leave ends all: not before rank 0's checkpoint is durable
+        worker.agree(step)
+    return Outcome(status, step, reason, published, bool(move))
 
 
 class _Opened(NamedTuple):
@@ -127,7 +139,7 @@ def _open(job: Job, config: Config, worker: Worker) -> _Opened:
     weights = _weights(job, store, checkpoint)
     objective = _objective(config, encoder, worker, weights, feed.words)
     role = Chief if worker.is_chief else Bystander
-    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed)
+    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed, worker.world)
     return _Opened(checkpoint.step if checkpoint else 0, feed, objective, chief)
 
 

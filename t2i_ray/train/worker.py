@@ -44,17 +44,20 @@ class Worker:
         dist.broadcast(message, src=0)
         return int(message.item())
 
-    def total(self, values: Mapping[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
-        """The sum of every value over the ranks, and whether any rank wants to stop.
+    def total(
+        self, values: Mapping[str, Tensor], *wishes: bool
+    ) -> tuple[dict[str, float], list[bool]]:
+        """The sum of every value over the ranks, and of each wish whether any rank has it.
 
-        One all-reduce for both, so that all ranks leave at the same step.
+        One all-reduce for all, so that all ranks leave at the same step.
         """
         message = torch.stack([value.double() for value in values.values()])
-        message = torch.cat([message, torch.tensor([float(stop)]).to(message)])
+        message = torch.cat([message, torch.tensor(wishes).to(message)])
         if self.world > 1:
             dist.all_reduce(message)
-        *sums, stops = message.tolist()
-        return dict(zip(values, sums, strict=True)), stops > 0
+        sums = message.tolist()
+        wished = [number > 0 for number in sums[len(values) :]]
+        return dict(zip(values, sums, strict=False)), wished
 
     def prepare_torch(self, config: Config) -> None:
         """Threads and determinism, set and not guessed."""
