@@ -23,7 +23,7 @@ class RayCluster:
     def __init__(self, folder: Path, cpus: int = 4) -> None:
         self.folder = folder
         self.cpus = cpus
-        self.port, self.dashboard_port = free_port(), free_port()
+        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.token = secrets.token_hex(16)
         (folder / "home").mkdir(parents=True)
         (folder / "token").write_text(self.token)
@@ -41,6 +41,7 @@ class RayCluster:
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            "RAY_metrics_report_interval_ms": "1000",
             **Radosgw.env,
             "PYTHONWARNINGS": "default",
         }
@@ -59,6 +60,7 @@ class RayCluster:
             "--include-dashboard=true", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}", "--disable-usage-stats",
             f"--dashboard-agent-listen-port={free_port()}",
+            f"--metrics-export-port={self.metrics_port}",
             "--min-worker-port=0", "--max-worker-port=0",  # any: other clusters may run here
             f"--object-store-memory={256 * 2**20}",
         ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 from t2i_ray.config import Config, parse_config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
+from t2i_ray.lines import lines_of
 from t2i_ray.runs import Scores, run_store
 from t2i_ray.storage import Store, open_store
 
@@ -21,6 +22,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
+    from t2i_ray.launch.gauges import gauges
     from t2i_ray.train import Job, Worker, train
 
     logging.getLogger().setLevel(logging.WARNING)  # Ray tells every report
@@ -41,7 +43,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
             Scores(store, config.name).add(step, measured)
         ray.train.report({"step": step, "checkpoint": f"{place}/checkpoints/step_{step:08d}"})
 
-    return asdict(train(Job(**job), worker, report))
+    with lines_of(config.name):
+        return asdict(train(Job(**job), worker, report, gauges(config.name, worker.rank)))
 
 
 def fit_workers(

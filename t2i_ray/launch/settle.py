@@ -80,7 +80,7 @@ def sync(
             complete = tracking.add(destination, left, store, rows, patience, record.attempt)
     model = model and config.model.draws and record.status == "FINISHED"
     if complete and destination and checkpoint and model:
-        complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
+        complete = _log_model(destination, record, checkpoint, config.tracking.register_model)
     if complete and record.status != "RUNNING":
         complete = tracking.set_status(
             destination,
@@ -110,15 +110,17 @@ def _measured(place: Store) -> dict[int, dict[str, float]]:
 
 
 def _log_model(
-    destination: tracking.Destination, key: str, checkpoint: Checkpoint, register: bool
+    destination: tracking.Destination, record: RunRecord, checkpoint: Checkpoint, register: bool
 ) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "generator"
         folder.mkdir()
         export(checkpoint, folder)
         try:
-            tracking.log_model(destination, key, folder, step=checkpoint.step, register=register)
+            step = checkpoint.step
+            tracking.log_model(destination, record.key, folder, step=step, register=register)
         except Exception as error:  # whatever MLflow or its transport may raise
-            print(f"warning: the model is not in MLflow yet: {error}", flush=True)
+            why = tracking.one_line(error)
+            print(f"{record.name}: warning: the model is not in MLflow yet: {why}", flush=True)
             return False
     return True

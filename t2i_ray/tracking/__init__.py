@@ -15,6 +15,7 @@ from t2i_ray.tracking.server import (
     Destination,
     announce,
     locate,
+    one_line,
     resolve,
     set_status,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "locate",
     "log_model",
     "of_sweep",
+    "one_line",
     "resolve",
     "set_status",
     "sync",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 
@@ -36,6 +38,7 @@ class Feed:
             split=split,
         )
         self._made_of = (config, prepared, rows, device)
+        self.seconds = 0.0  # in which batches were read and cut
         self.piece_size = config.train.batch_size // config.train.micro_batches
         self._rows = rows
         #: How many values a row's ids have; 0: rows are finished codes.
@@ -56,7 +59,9 @@ class Feed:
 
     def piece(self, step: int, micro: int) -> Piece:
         """The tensors of one micro-batch of one step."""
+        begun = time.perf_counter()
         batch = self._batches.piece(step, micro)
+        self.seconds += time.perf_counter() - begun
         return Piece(
             images=self.pictures(batch.images),
             right=self.rows(batch.right),

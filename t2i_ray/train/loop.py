@@ -20,6 +20,7 @@ from t2i_ray.runs import DIVERGED, Status, run_store
 from t2i_ray.storage import Store, open_store
 from t2i_ray.train.chief import Bystander, Chief
 from t2i_ray.train.feed import Feed
+from t2i_ray.train.watch import Show, Watch
 from t2i_ray.train.worker import Worker
 
 
@@ -50,7 +51,9 @@ class Outcome:
 Report = Callable[[int, dict[str, float]], None]
 
 
-def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
+def train(
+    job: Job, worker: Worker, report: Report | None = None, show: Show | None = None
+) -> Outcome:
     """Train from the newest sound checkpoint, or from scratch, until done or asked to stop.
 
     Args:
@@ -59,10 +62,12 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
         report: called on every rank at each checkpoint, the one to go on from among them, with
             its step and, on rank 0, what was measured on these very weights, with the seconds
             spent; empty: nothing was.
+        show: called on every rank about once a second, with some of watch.GAUGES.
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
     step, feed, objective, chief = _open(job, config, worker)
+    watch = Watch(config, worker, feed, chief, show)
     resumed = step > 0
     micro_batches = config.train.micro_batches
     last = config.train.steps if job.until is None else job.until
@@ -72,8 +77,9 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
         if resumed and report:  # the attempt before may have died right before it could
             report(step, chief.measured)
         while step < last:
-            pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
-            values = objective.step(pieces, step, micro_batches, worker.world)
+            with watch.update(step):
+                pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
+                values = objective.step(pieces, step, micro_batches, worker.world)
             step += 1
 
             ends = step == config.train.steps
@@ -85,6 +91,7 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
                     status, reason = "FAILED", f"{DIVERGED} at step {step}: {losses}"
                     chief.give_up()
                     break
+                watch.tell(step, losses)
                 chief.log(step, losses)
             if chief.samples_due(step) or ends:
                 chief.sample(step, objective)
@@ -98,6 +105,7 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
                 status, reason = "KILLED", f"stopped on request at step {step}"
                 break
     finally:
+        watch.close()
         published = chief.close()
     return Outcome(status, step, reason, published)
 
