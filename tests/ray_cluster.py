@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -15,6 +16,12 @@ from pathlib import Path
 from servers import Radosgw, free_port
 
 BIN = Path(sys.executable).parent
+#: What every process of the cluster knows besides its token and the S3 key, and must not tell.
+PLANTED = {
+    "HF_TOKEN": "planted-hf-5d0c7e",
+    "MLFLOW_TRACKING_USERNAME": "planted-user-81ac0f",
+    "MLFLOW_TRACKING_PASSWORD": "planted-password-2e9b64",
+}
 
 
 class RayCluster:
@@ -42,6 +49,9 @@ class RayCluster:
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
             "RAY_metrics_report_interval_ms": "1000",
+            # It would look for training's controllers in any cluster of this machine.
+            "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+            **PLANTED,
             **Radosgw.env,
             "PYTHONWARNINGS": "default",
         }
@@ -50,6 +60,17 @@ class RayCluster:
     def job_env(self) -> dict[str, str]:
         """What ``ray job`` needs."""
         return {**self.env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}"}
+
+    @property
+    def session(self) -> Path:
+        """Where Ray keeps the logs of this cluster."""
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                arguments = file.read_bytes().decode().split("\0")
+                if f"--gcs_server_port={self.port}" in arguments:
+                    (found,) = (a for a in arguments if a.startswith("--session-dir="))
+                    return Path(found.removeprefix("--session-dir="))
+        raise RuntimeError("the cluster does not run")
 
     def start(self) -> None:
         command = [

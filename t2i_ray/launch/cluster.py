@@ -11,6 +11,7 @@ from ray.exceptions import RayTaskError
 
 from t2i_ray.config import TARGETS, Config, UserError, classes_in
 from t2i_ray.storage import LocalStore, Store
+from t2i_ray.tracking import scrub
 
 # Ray's own defaults, made quieter and quicker; what the user has set stays.
 RAY_SETTINGS = {
@@ -25,6 +26,8 @@ OWN_CLUSTER_SETTINGS = {
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # nobody reads them without a dashboard
     "LOG_NAME_UPDATE_INTERVAL_S": "2",
 }
+# And those of one that is joined, which has a dashboard.
+JOINED_SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # for its page on training
 
 
 def connect(config: Config) -> None:
@@ -37,7 +40,8 @@ def connect(config: Config) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
     alone = address in (None, "", "local")
-    for name, value in {**RAY_SETTINGS, **(OWN_CLUSTER_SETTINGS if alone else {})}.items():
+    settings = OWN_CLUSTER_SETTINGS if alone else JOINED_SETTINGS
+    for name, value in {**RAY_SETTINGS, **settings}.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         try:
@@ -115,7 +119,9 @@ def worker_environment(config: Config) -> dict[str, str]:
     threads = str(config.cluster.threads)
     variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri and "@" not in uri:
+    if uri.startswith("http"):  # a worker has its own user and password, or the driver sends all
+        uri = scrub(uri)
+    if uri and uri == scrub(uri):
         variables["MLFLOW_TRACKING_URI"] = uri
     if config.storage.endpoint:
         variables["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"

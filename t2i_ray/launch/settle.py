@@ -27,7 +27,8 @@ def settle(
     A run that is alone, and not one of many, also says so and gives MLflow its model.
     """
     record.status = outcome["status"]
-    record.reason = outcome.get("reason")
+    reason = outcome.get("reason")  # perhaps the words of some library's exception
+    record.reason = tracking.scrub(reason) if reason else None
     record.step = outcome.get("step", record.step)
     record.attempts[-1].ended = now()
     write_run(store, record)

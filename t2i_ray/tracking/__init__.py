@@ -1,6 +1,6 @@
 """MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
 
-from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe
+from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe, scrub
 from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import (
@@ -43,6 +43,7 @@ __all__ = [
     "of_sweep",
     "one_line",
     "resolve",
+    "scrub",
     "set_status",
     "sync",
 ]

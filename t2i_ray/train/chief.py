@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from t2i_ray.encoders.saved import pretrained_files
 from t2i_ray.family import Family, Objective
 from t2i_ray.generate import to_uint8
 from t2i_ray.runs import run_store
-from t2i_ray.storage import Store
+from t2i_ray.storage import StorageError, Store
 from t2i_ray.tracking import About, Tracker, resolve
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.progress import Progress
@@ -263,6 +264,8 @@ class Chief(Bystander):
     def give_up(self) -> None:
         """The run has failed for good: MLflow may show also what no checkpoint covers."""
         self._checkpoints.wait()
+        with suppress(StorageError):
+            self._write_files()  # no checkpoint will come and do it
         self._tracker.commit()
 
     def close(self) -> bool:
