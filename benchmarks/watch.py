@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import cast
 
@@ -51,12 +52,16 @@ def microseconds(show: Show | None, updates: int, every: float) -> float:
     return (time.perf_counter() - begun) / updates * 1e6
 
 
+def nothing(_: Mapping[str, float]) -> None:
+    """What a function is called for."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--updates", type=int, default=500_000)
     given = parser.parse_args()
-    shows: dict[str, Show | None] = {"nobody": None, "a function": lambda values: None}
+    shows: dict[str, Show | None] = {"nobody": None, "a function": nothing}
     if given.ray:
         import ray
 
