@@ -60,6 +60,8 @@ class Checkpoints:
         self._upload: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closed = threading.Event()
+        #: Of the newest that this process saved or read: its step, and when it was known durable.
+        self.durable = (0, time.time())
 
     # ------------------------------------------------------------------------- saving
 
@@ -109,6 +111,7 @@ class Checkpoints:
         def run() -> None:
             try:
                 if self._persist(step, files, score):
+                    self.durable = (step, time.time())
                     if on_durable:
                         on_durable(step)
                     self._retain(step)
@@ -236,6 +239,7 @@ class Checkpoints:
                     documents[name] = json.loads(data)
             except (SafetensorError, ValueError) as error:
                 raise self._damaged(step, file, str(error)) from error
+        self.durable = (step, time.time())
         return Checkpoint(step, tensors, documents)
 
     def _folders(self) -> dict[int, bool]:

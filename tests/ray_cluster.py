@@ -24,6 +24,12 @@ from typing import Any
 from servers import Radosgw, free_port
 
 BIN = Path(sys.executable).parent
+#: What every process of the cluster knows besides its token and the S3 key, and must not tell.
+PLANTED = {
+    "HF_TOKEN": "planted-hf-5d0c7e",
+    "MLFLOW_TRACKING_USERNAME": "planted-user-81ac0f",
+    "MLFLOW_TRACKING_PASSWORD": "planted-password-2e9b64",
+}
 
 
 class RayNode:
@@ -98,7 +104,7 @@ class RayCluster:
         self.cpus = cpus
         self.head: RayNode | None = None
         self.nodes: list[RayNode] = []  # the further ones
-        self.port, self.dashboard_port = free_port(), free_port()
+        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.token = secrets.token_hex(16)
         self._wanted = nodes
         self._env = env or {}
@@ -120,6 +126,10 @@ class RayCluster:
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            "RAY_metrics_report_interval_ms": "1000",
+            # It would look for training's controllers in any cluster of this machine.
+            "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+            **PLANTED,
             **Radosgw.env,
             "PYTHONWARNINGS": "default",
         }
@@ -132,6 +142,17 @@ class RayCluster:
     @property
     def _node_env(self) -> dict[str, str]:
         return {k: v for k, v in {**self.env, **self._env}.items() if k != "RAY_ADDRESS"}
+
+    @property
+    def session(self) -> Path:
+        """Where Ray keeps the logs of this cluster."""
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                arguments = file.read_bytes().decode().split("\0")
+                if f"--gcs_server_port={self.port}" in arguments:
+                    (found,) = (a for a in arguments if a.startswith("--session-dir="))
+                    return Path(found.removeprefix("--session-dir="))
+        raise RuntimeError("the cluster does not run")
 
     def start(self) -> None:
         """Start all nodes, and wait until jobs can be submitted."""
@@ -147,6 +168,7 @@ class RayCluster:
             f"--port={self.port}", f"--num-cpus={self.cpus}",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
+            f"--metrics-export-port={self.metrics_port}",
             f"--ray-client-server-port={free_port()}",
         ]  # fmt: skip
         self.head = RayNode(self.folder, arguments, self._node_env)

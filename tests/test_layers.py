@@ -37,6 +37,7 @@ ROOMS = [
     "models",
     "storage",
     "config",
+    "lines",
 ]
 ONLY_IN = {
     "ray": {"launch", "sweep"},

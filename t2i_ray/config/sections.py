@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from t2i_ray.config.data import Data
 from t2i_ray.config.encoders import EncoderConfig, Recurrent
 from t2i_ray.config.fields import CLASS, Section, identity, operational
 from t2i_ray.config.measures import INCEPTION, MATCHING, WHILE_TRAINING, Group, larger_is_better
+from t2i_ray.config.profile import profiled
 
 FAMILIES = ("gan_cls", "cgan", "cvae")
 #: What an encoder alone is pretrained on.
@@ -127,9 +128,25 @@ class Train(Section):
     )
     log_every: int = operational(1, doc="Steps between two points of the loss curves.", ge=1)
     sample_every: int = operational(500, doc="Steps between two sample grids; 0: none.", ge=0)
+    profile: str | None = operational(
+        None,
+        doc="START..STOP, e.g. 100..110: trace these updates of rank 0 by torch.profiler, as files "
+        "of the run. A run that goes on from within traces what is left of them.",
+    )
+
+    @property
+    def profiled(self) -> range:
+        """The updates to trace, each by how many there were before it."""
+        return profiled(self.profile, self.steps)
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int | float) else value  # to say how it is written
 
     @model_validator(mode="after")
     def _check(self) -> Train:
+        _ = self.profiled
         if self.batch_size % self.micro_batches:
             fits = [m for m in range(1, self.batch_size // 2 + 1) if self.batch_size % m == 0]
             near = sorted(sorted(fits, key=lambda m: abs(m - self.micro_batches))[:3])

@@ -14,6 +14,7 @@ from t2i_ray.launch.driver import (
     with_pinned_encoder,
 )
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
+from t2i_ray.launch.gauges import gauges
 from t2i_ray.launch.settle import settle, sync
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "begin",
     "connect",
     "fit_workers",
+    "gauges",
     "make_shared_once",
     "prepare_data",
     "settle",

@@ -11,6 +11,7 @@ from ray.exceptions import RayTaskError
 
 from t2i_ray.config import TARGETS, Config, UserError, classes_in
 from t2i_ray.storage import LocalStore, Store
+from t2i_ray.tracking import scrub
 
 # Ray's own defaults, made quieter and quicker; what the user has set stays.
 RAY_SETTINGS = {
@@ -31,6 +32,8 @@ OWN_CLUSTER_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that looks for nodes that are to go
 }
+# And those of one that is joined, which has a dashboard.
+JOINED_SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # for its page on training
 
 
 def connect(config: Config) -> None:
@@ -43,7 +46,7 @@ def connect(config: Config) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
     alone = address in (None, "", "local")
-    settings = RAY_SETTINGS | (OWN_CLUSTER_SETTINGS if alone else {})
+    settings = RAY_SETTINGS | (OWN_CLUSTER_SETTINGS if alone else JOINED_SETTINGS)
     settings |= ELASTIC_SETTINGS if cluster.min_workers else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -124,7 +127,9 @@ def worker_environment(config: Config) -> dict[str, str]:
     threads = str(config.cluster.threads)
     variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri and "@" not in uri:
+    if uri.startswith("http"):  # a worker has its own user and password, or the driver sends all
+        uri = scrub(uri)
+    if uri and uri == scrub(uri):
         variables["MLFLOW_TRACKING_URI"] = uri
     if config.storage.endpoint:
         variables["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"

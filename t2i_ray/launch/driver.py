@@ -15,6 +15,7 @@ from t2i_ray.launch.attempt import begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
+from t2i_ray.lines import lines_of
 from t2i_ray.runs import request_stop
 from t2i_ray.storage import Store, absolute, check_writable, open_store
 
@@ -25,6 +26,11 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
     Raises:
         UserError: something to mend before any worker starts.
     """
+    with lines_of(config.name):
+        return _train(config, commit, diff)
+
+
+def _train(config: Config, commit: str, diff: str) -> int:
     config = with_pinned_encoder(with_absolute_paths(config))
     store = open_store(config.storage)
     check_writable(store)
@@ -41,8 +47,8 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
     job = run.job(make_shared_once(config, data))
     cluster, steps = config.cluster, config.train.steps
     print(
-        f"{config.name}: attempt {record.attempt}, {cluster.workers} workers, {steps} steps of "
-        f"{config.train.batch_size} pictures\n"
+        f"{config.name}: attempt {record.attempt} of {record.key}, {cluster.workers} workers, "
+        f"{steps} steps of {config.train.batch_size} pictures\n"
         f"{config.name}: files in {store.uri}/runs/{config.name}",
         flush=True,
     )

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 
 from t2i_ray.config import Config, parse_config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
+from t2i_ray.lines import lines_of
 from t2i_ray.runs import Scores, run_store
 from t2i_ray.storage import Store, open_store
 
@@ -23,6 +24,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
+    from t2i_ray.launch.gauges import gauges
     from t2i_ray.train import Job, Worker, train
 
     logging.getLogger().setLevel(logging.WARNING)  # Ray tells every report
@@ -43,7 +45,9 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
             Scores(store, config.name).add(step, measured)
         ray.train.report({"step": step, "checkpoint": f"{place}/checkpoints/step_{step:08d}"})
 
-    outcome = train(Job(**job), worker, report, notice)
+    with lines_of(config.name):
+        show = gauges(config.name, worker.rank)
+        outcome = train(Job(**job), worker, report, notice, show)
     if outcome.moves:
         if worker.is_chief and not job.get("quiet"):
             print(f"{config.name}: {outcome.reason}", flush=True)

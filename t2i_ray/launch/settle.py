@@ -27,7 +27,8 @@ def settle(
     A run that is alone, and not one of many, also says so and gives MLflow its model.
     """
     record.status = outcome["status"]
-    record.reason = outcome.get("reason")
+    reason = outcome.get("reason")  # perhaps the words of some library's exception
+    record.reason = tracking.scrub(reason) if reason else None
     record.step = outcome.get("step", record.step)
     record.attempts[-1].ended = now()
     write_run(store, record)
@@ -80,7 +81,7 @@ def sync(
             complete = tracking.add(destination, left, store, rows, patience, record.attempt)
     model = model and config.model.draws and record.status == "FINISHED"
     if complete and destination and checkpoint and model:
-        complete = _log_model(destination, record.key, checkpoint, config.tracking.register_model)
+        complete = _log_model(destination, record, checkpoint, config.tracking.register_model)
     if complete and record.status != "RUNNING":
         complete = tracking.set_status(
             destination,
@@ -110,15 +111,17 @@ def _measured(place: Store) -> dict[int, dict[str, float]]:
 
 
 def _log_model(
-    destination: tracking.Destination, key: str, checkpoint: Checkpoint, register: bool
+    destination: tracking.Destination, record: RunRecord, checkpoint: Checkpoint, register: bool
 ) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "generator"
         folder.mkdir()
         export(checkpoint, folder)
         try:
-            tracking.log_model(destination, key, folder, step=checkpoint.step, register=register)
+            step = checkpoint.step
+            tracking.log_model(destination, record.key, folder, step=step, register=register)
         except Exception as error:  # whatever MLflow or its transport may raise
-            print(f"warning: the model is not in MLflow yet: {error}", flush=True)
+            why = tracking.one_line(error)
+            print(f"{record.name}: warning: the model is not in MLflow yet: {why}", flush=True)
             return False
     return True

@@ -18,7 +18,8 @@ from ray.tune.trainable import wrap_function
 
 from t2i_ray import tracking
 from t2i_ray.config import Config, parse_config, with_values
-from t2i_ray.launch import Attempt, begin, fit_workers, settle
+from t2i_ray.launch import Attempt, begin, fit_workers, gauges, settle
+from t2i_ray.lines import lines_of
 from t2i_ray.runs import (
     DIVERGED,
     PRUNED,
@@ -45,6 +46,11 @@ def run_trial(config: dict[str, Any]) -> None:
     task = config["trial"]
     os.environ.update(task["env"])
     settings = parse_config(task["config"])
+    with lines_of(settings.name):
+        _run(task, settings)
+
+
+def _run(task: dict[str, Any], settings: Config) -> None:
     store = open_store(settings.storage)
     told = Told(Scores(store, settings.name), task["metric"])
     record = read_run(store, settings.name)
@@ -96,7 +102,8 @@ def _train(store: Store, run: Attempt, task: dict[str, Any], told: Told) -> dict
         told.scores.add(step, values)
         told.tell()
 
-    return asdict(train(Job(**job), Worker.alone(config), report))
+    show = gauges(config.name, rank=0)
+    return asdict(train(Job(**job), Worker.alone(config), report, show=show))
 
 
 def _train_together(

@@ -1,6 +1,6 @@
 """MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
 
-from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe
+from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe, scrub
 from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import (
@@ -15,6 +15,7 @@ from t2i_ray.tracking.server import (
     Destination,
     announce,
     locate,
+    one_line,
     resolve,
     set_status,
 )
@@ -40,7 +41,9 @@ __all__ = [
     "locate",
     "log_model",
     "of_sweep",
+    "one_line",
     "resolve",
+    "scrub",
     "set_status",
     "sync",
 ]

@@ -1,7 +1,8 @@
 """What MLflow is told of a run besides its metrics: params, tags, files, the dataset.
 
 Everything here is text, made before MLflow is met, and fits into the checkpoint beside the
-spool: so a run can be published in full by a later process. No environment variable is read.
+spool: so a run can be published in full by a later process. Of environment variables only those
+with secrets are read, to leave their values out.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ RUN_TAG = "t2i_ray.run"  # by which a run is found again
 ATTEMPT_TAG = "t2i_ray.attempt"  # by which a zombie is fenced off
 STEP_TAG = "t2i_ray.step"  # up to which step the history is committed
 REASON_TAG = "t2i_ray.reason"  # why a run failed or was stopped
+
+# Where secrets stand: in URIs, and in variables of these names, unless they are shorter.
+USER_INFO = re.compile(r"(?<=://)[^\s/'\"]*@")
+QUERY = re.compile(r"(?i)(?<=[?&])(\w*(?:password|passwd|secret|token)\w*)=[^&\s'\"]+")
+SECRET_NAME = re.compile(r"(?i)(secret|password|passwd|token|_key)$")
+SECRET_LENGTH = 8
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def describe(
         attempt: counts the starts of the run, from 1.
         dataset: the prepared data.
         git_commit: full hash.
-        git_diff: of the working tree against that commit, as it is.
+        git_diff: of the working tree against that commit.
         tags: any others, e.g. the parent of a trial.
     """
     document = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -105,7 +112,7 @@ def describe(
     folder = "" if attempt == 1 else f"attempt_{attempt}/"
     texts = {f"{folder}config.yaml": scrub(document)}
     if git_diff:
-        texts[f"{folder}git.diff"] = cut(git_diff, DIFF_LENGTH)
+        texts[f"{folder}git.diff"] = cut(scrub(git_diff), DIFF_LENGTH)
     every_tag = {
         "mlflow.source.name": "t2i_ray",
         "mlflow.source.type": "JOB",
@@ -150,8 +157,16 @@ def cut(text: str, length: int) -> str:
 
 
 def scrub(text: str) -> str:
-    """The text without the ``user:password@`` of any URI in it."""
-    return re.sub(r"(?<=://)[^\s/'\"]*@", "", text)
+    """The text without secrets.
+
+    Those are the ``user:password@`` and the ``?password=...`` of any URI in it, and the values of
+    this process's environment variables whose names end as SECRET_NAME says.
+    """
+    text = QUERY.sub(r"\1=***", USER_INFO.sub("", text))
+    for name, value in os.environ.items():
+        if len(value) >= SECRET_LENGTH and value in text and SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    return text
 
 
 def environment() -> dict[str, str]:

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from t2i_ray.config import Config, Storage, Tracking, UserError
 from t2i_ray.runs import Status
 from t2i_ray.storage import open_store
-from t2i_ray.tracking.about import REASON_TAG, RUN_TAG, About, scrub, tag
+from t2i_ray.tracking.about import QUERY, REASON_TAG, RUN_TAG, About, scrub, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,7 +58,7 @@ def locate(tracking: Tracking, storage: Storage) -> Destination:
     """
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     named = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
-    if tracking.uri and urlsplit(tracking.uri).password:
+    if tracking.uri and (urlsplit(tracking.uri).password or QUERY.search(tracking.uri)):
         raise UserError(
             f"tracking.uri={scrub(uri)}: a password must not stand in a config; set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"

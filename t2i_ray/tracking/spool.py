@@ -173,6 +173,10 @@ class Spool:
         del self._artifacts[0]
         self._gone = self._gone._replace(artifacts=self._gone.artifacts + 1)
 
+    def __len__(self) -> int:
+        """Rows that are not known to be published."""
+        return len(self._steps)
+
     def empty(self) -> bool:
         """Whether everything that is committed is published."""
         return self._committed == self._gone

@@ -110,6 +110,12 @@ class Tracker:
         """Whether MLflow failed when it was last spoken to."""
         return self._outage is not None
 
+    @property
+    def behind(self) -> tuple[int, float]:
+        """Rows that MLflow does not have yet, and for how many seconds it has taken nothing."""
+        outage = self._outage
+        return len(self._spool), 0.0 if outage is None else time.monotonic() - outage
+
     def close(self) -> None:
         """End the thread, without a flush; what is left is in the newest snapshot."""
         with self._changed:

@@ -2,6 +2,7 @@
 
 from t2i_ray.train.loop import Job, Outcome, Report, train
 from t2i_ray.train.progress import duration
+from t2i_ray.train.watch import GAUGES, Show
 from t2i_ray.train.worker import Worker
 
-__all__ = ["Job", "Outcome", "Report", "Worker", "duration", "train"]
+__all__ = ["GAUGES", "Job", "Outcome", "Report", "Show", "Worker", "duration", "train"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +17,17 @@ from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder, to_document
 from t2i_ray.encoders.saved import pretrained_files
 from t2i_ray.family import Family, Objective
-from t2i_ray.generate import noise_of, to_uint8
+from t2i_ray.generate import to_uint8
 from t2i_ray.runs import run_store
-from t2i_ray.storage import Store
+from t2i_ray.storage import StorageError, Store
 from t2i_ray.tracking import About, Tracker, resolve
 from t2i_ray.train.cost import Cost
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.progress import Progress
 from t2i_ray.train.pulse import Pulse
+from t2i_ray.train.scoring import Scoring
 
 if TYPE_CHECKING:
-    from t2i_ray.evaluate import Judges, RealPictures
     from t2i_ray.train.loop import Job
 
 GRID_CAPTIONS = 8
@@ -69,6 +69,13 @@ class Bystander:
     def evaluate(self, step: int, objective: Objective) -> None:
         """Take the measures on the validation split."""
 
+    def artifact(self, key: str, data: bytes) -> None:
+        """Keep a file of the run."""
+
+    def standing(self, step: int) -> dict[str, float]:  # noqa: ARG002
+        """What only rank 0 knows, as watch.GAUGES names it."""
+        return {}
+
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint."""
 
@@ -103,6 +110,7 @@ class Chief(Bystander):
         self._prepared = prepared
         self._encoder = encoder
         self._feed = feed
+        self._scoring = Scoring(config, store, prepared, feed)
         self._scores: tuple[int, dict[str, float]] = (-1, {})  # of which step
         self._marks = job.marks
         self._refreshed = -1  # the step whose averaged generator has its statistics
@@ -158,6 +166,17 @@ class Chief(Bystander):
             self._pulse.images_per_second = speed
             self._tracker.log(step, {"perf/images_per_second": speed})
 
+    def standing(self, step: int) -> dict[str, float]:
+        """How far checkpoints and MLflow are behind, as watch.GAUGES names it."""
+        durable, when = self._checkpoints.durable
+        rows, outage = self._tracker.behind
+        return {
+            "checkpoint_lag_steps": step - durable,
+            "checkpoint_time_seconds": when,
+            "spool_rows": rows,
+            "mlflow_outage_seconds": outage,
+        }
+
     # ----------------------------------------------------------------- now and then
 
     def samples_due(self, step: int) -> bool:
@@ -177,7 +196,7 @@ class Chief(Bystander):
             self._feed.rows(np.repeat(captions, GRID_NOISES)),
         )
         png = report.sample_grid(to_uint8(images), [self._prepared.captions[i] for i in captions])
-        self._artifact(f"samples/step_{step:08d}.png", png)
+        self.artifact(f"samples/step_{step:08d}.png", png)
 
     def _grid_captions(self) -> np.ndarray:
         """The first captions of pictures spread over the validation split, or else training."""
@@ -200,52 +219,10 @@ class Chief(Bystander):
 
     def evaluate(self, step: int, objective: Objective) -> None:
         """Take the measures on the validation split."""
-        if isinstance(objective, Family):
-            scores = self._measures(step, objective)
-        else:
-            feed = self._held_out
-            count = max(1, self._config.evaluation.samples // feed.piece_size)
-            pieces = (feed.piece(i, 0) for i in range(count))
-            scores = {f"val/{name}": value for name, value in objective.measure(pieces).items()}
+        self._refresh(step, objective)
+        scores = self._scoring.scores(objective)
         self._scores = step, scores
         self._tracker.log(step, scores)
-
-    def _measures(self, step: int, family: Family) -> dict[str, float]:
-        from t2i_ray import evaluate
-
-        self._refresh(step, family)
-        judges, groups, real = self._judges
-        seeds = evaluate.Seeds(len(self._prepared.captions))
-
-        def generate(captions: np.ndarray) -> np.ndarray:
-            noise = noise_of(seeds(captions), self._config.model.noise_dim)
-            return to_uint8(family.sample(noise, self._feed.rows(captions)))
-
-        return evaluate.measure(
-            judges.reader,
-            self._prepared,
-            generate,
-            split="val",
-            count=self._config.evaluation.samples,
-            chosen=groups,
-            models=judges.models,
-            matchers=judges.matchers,
-            data=self._config.data,
-            real=real,
-        ).metrics
-
-    @cached_property
-    def _held_out(self) -> Feed:
-        return self._feed.of_split("val")
-
-    @cached_property
-    def _judges(self) -> tuple[Judges, list[str], RealPictures]:
-        """What all evaluations of a run are made with, read at the first one."""
-        from t2i_ray import evaluate
-
-        judges = evaluate.Judges.find(self._root, self._prepared, self._config)
-        groups = judges.able(self._config.evaluation.measures)
-        return judges, groups, evaluate.RealPictures(self._prepared, self._config.data, "val")
 
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
@@ -255,11 +232,11 @@ class Chief(Bystander):
         of, scores = self._scores
         self.measured = {**scores, **cost} if of == step else {}
         if step == self._config.train.steps:
-            self._artifact("losses.png", report.loss_figure(self._history))
+            self.artifact("losses.png", report.loss_figure(self._history))
             if not isinstance(objective, Family):
                 weights = objective.encoder_ema.state_dict()
                 for name, data in pretrained_files(self._encoder, weights).items():
-                    self._artifact(f"encoder/{name}", data)
+                    self.artifact(f"encoder/{name}", data)
         history = {
             name: torch.tensor(column, dtype=torch.float64)
             for name, column in self._history.items()
@@ -283,7 +260,7 @@ class Chief(Bystander):
             on_durable=self._tracker.commit,
         )
 
-    def _artifact(self, key: str, data: bytes) -> None:
+    def artifact(self, key: str, data: bytes) -> None:
         """A file of the run, to be kept in storage and shown by MLflow with the next checkpoint."""
         self._files[key] = data
         self._tracker.artifact(f"runs/{self._config.name}/{key}", key)
@@ -298,6 +275,8 @@ class Chief(Bystander):
     def give_up(self) -> None:
         """The run has failed for good: MLflow may show also what no checkpoint covers."""
         self._checkpoints.wait()
+        with suppress(StorageError):
+            self._write_files()  # no checkpoint will come and do it
         self._tracker.commit()
 
     def close(self, *, in_haste: bool = False) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -40,6 +41,7 @@ class Feed:
             split=split,
         )
         self._made_of = (config, prepared, rows, device)
+        self.seconds = 0.0  # in which batches were read and cut
         self.piece_size = config.train.batch_size // config.train.micro_batches
         self._rows = rows
         self._read = read  # the encoder's rows of captions that the data has not
@@ -61,7 +63,9 @@ class Feed:
 
     def piece(self, step: int, micro: int) -> Piece:
         """The tensors of one micro-batch of one step."""
+        begun = time.perf_counter()
         batch = self._batches.piece(step, micro)
+        self.seconds += time.perf_counter() - begun
         return Piece(
             images=self.pictures(batch.images),
             right=self.rows(batch.right),

@@ -20,6 +20,7 @@ from t2i_ray.runs import DIVERGED, Status, run_store
 from t2i_ray.storage import Store, open_store
 from t2i_ray.train.chief import Bystander, Chief
 from t2i_ray.train.feed import Feed
+from t2i_ray.train.watch import Show, Watch
 from t2i_ray.train.worker import Worker
 
 
@@ -53,7 +54,11 @@ Notice = Callable[[], str | None]
 
 
 def train(
-    job: Job, worker: Worker, report: Report | None = None, notice: Notice | None = None
+    job: Job,
+    worker: Worker,
+    report: Report | None = None,
+    notice: Notice | None = None,
+    show: Show | None = None,
 ) -> Outcome:
     """Train from the newest sound checkpoint, or from scratch, until done or asked to stop.
 
@@ -65,10 +70,12 @@ def train(
             spent; empty: nothing was.
         notice: asked on every rank after the same step, every few seconds: why all must go on
             elsewhere, such as a node that is about to go; None: stay.
+        show: called on every rank about once a second, with some of watch.GAUGES.
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
     step, feed, objective, chief = _open(job, config, worker)
+    watch = Watch(config, worker, feed, chief, show)
     resumed = step > 0
     micro_batches = config.train.micro_batches
     last = config.train.steps if job.until is None else job.until
@@ -78,8 +85,9 @@ def train(
         if resumed and report:  # the attempt before may have died right before it could
             report(step, chief.measured)
         while step < last:
-            pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
-            values = objective.step(pieces, step, micro_batches, worker.world)
+            with watch.update(step):
+                pieces = [feed.piece(step, micro) for micro in worker.share(micro_batches)]
+                values = objective.step(pieces, step, micro_batches, worker.world)
             step += 1
 
             ends = step == config.train.steps
@@ -91,6 +99,7 @@ def train(
                     status, reason = "FAILED", f"{DIVERGED} at step {step}: {losses}"
                     chief.give_up()
                     break
+                watch.tell(step, losses)
                 chief.log(step, losses)
                 move = notice() if notice and look and not ends else None
             if chief.samples_due(step) or ends:
@@ -108,6 +117,7 @@ def train(
                 status, reason = "RUNNING", f"left at step {step}: {move}"
                 break
     finally:
+        watch.close()
         published = chief.close(in_haste=bool(move))
     if move:  # the first to leave ends all: not before rank 0's checkpoint is durable
         worker.agree(step)

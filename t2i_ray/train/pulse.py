@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -10,6 +11,8 @@ from contextlib import suppress
 
 from t2i_ray.runs import now
 from t2i_ray.storage import StorageError, Store
+
+log = logging.getLogger(__name__)
 
 
 class Pulse:
@@ -32,7 +35,7 @@ class Pulse:
                 if beats % 10 == 0:
                     self._tell()
             except Exception as error:  # a store that is away for a while must not end training
-                print(f"warning: storage did not answer: {error}", flush=True)
+                log.warning("storage did not answer: %s", error)
                 self._closing.wait(5)
             beats += 1
 
