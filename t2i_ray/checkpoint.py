@@ -70,6 +70,7 @@ class Checkpoints:
         documents: Mapping[str, Any],
         *,
         score: float | None = None,
+        needed: Collection[int] = (),
         first: Callable[[], None] | None = None,
         on_durable: Callable[[int], None] | None = None,
     ) -> None:
@@ -84,6 +85,7 @@ class Checkpoints:
             tensors: group -> name -> tensor, on any device.
             documents: name -> JSON value.
             score: by which the best is chosen; NaN and infinity count as none.
+            needed: steps whose checkpoints are kept as well for now.
             first: called in the thread before anything is written, again while it raises
                 StorageError; for files that must be there if the checkpoint is.
             on_durable: called with the step, in the thread, once the manifest is written.
@@ -111,7 +113,7 @@ class Checkpoints:
                 if self._persist(step, files, score):
                     if on_durable:
                         on_durable(step)
-                    self._retain(step)
+                    self._retain(step, needed)
             except BaseException as error:  # raised again where somebody will see it
                 self._failure = error
 
@@ -170,19 +172,28 @@ class Checkpoints:
 
     # ----------------------------------------------------------------------- retention
 
-    def _retain(self, step: int) -> None:
+    def forget_after(self, step: int) -> None:
+        """Remove all of later steps: the run has gone back to this one."""
+        for later in reversed(self._folders()):
+            if later > step:
+                self._remove(later)
+
+    def _retain(self, step: int, needed: Collection[int]) -> None:
         try:
             # Later ones are leftovers that this run, resumed from before them, has yet to reach:
             # they must not count as the newest.
             past = [whole for whole in self.steps() if whole <= step]
-            kept = {*past[-self._keep :], self.best()}
+            kept = {*past[-self._keep :], self.best(), *needed}
             kept |= {int(self._store.read(key)) for key in self._store.list("pins")}
             for old in self._folders():
                 if old < step and old not in kept:
-                    self._store.delete(f"{_folder(old)}/manifest.json")
-                    self._store.delete(_folder(old))
+                    self._remove(old)
         except (StorageError, MissingKey, ValueError) as error:
             logger.warning("old checkpoints not removed until the next save: %s", error)
+
+    def _remove(self, step: int) -> None:
+        self._store.delete(f"{_folder(step)}/manifest.json")
+        self._store.delete(_folder(step))
 
     # ------------------------------------------------------------------------- reading
 

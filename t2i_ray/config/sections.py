@@ -9,6 +9,7 @@ from pydantic import model_validator
 from t2i_ray.config.data import Data
 from t2i_ray.config.encoders import EncoderConfig, Recurrent
 from t2i_ray.config.fields import CLASS, Section, identity, operational
+from t2i_ray.config.guard import Guard
 from t2i_ray.config.measures import INCEPTION, MATCHING, WHILE_TRAINING, Group, larger_is_better
 
 FAMILIES = ("gan_cls", "cgan", "cvae")
@@ -250,6 +251,12 @@ class Cluster(Section):
     max_failures: int = operational(
         3, doc="Restarts after lost workers before the run fails; -1: no limit.", ge=-1
     )
+    timeout_s: int = operational(
+        600,
+        doc="Seconds after which a worker that does not answer is given up, and all start again. "
+        "Longer than rank 0 takes for one evaluation, for which the others wait.",
+        ge=5,
+    )
 
 
 class Config(Section):
@@ -265,6 +272,7 @@ class Config(Section):
     model: Model = Model()
     optim: Optim = Optim()
     train: Train
+    guard: Guard = Guard()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     storage: Storage = Storage()
@@ -296,6 +304,12 @@ class Config(Section):
                 f"cluster.workers={self.cluster.workers} cannot share "
                 f"train.micro_batches={self.train.micro_batches}: each needs at least one; set "
                 f"train.micro_batches to {self.cluster.workers} or more, or fewer workers"
+            )
+        if self.aside and self.guard.action == "rollback":
+            raise ValueError(
+                f"guard.action=rollback with evaluation.aside={self.aside}: aside, checkpoints are "
+                "measured that the run may yet go back from; set evaluation.aside=0, or "
+                "guard.action=stop"
             )
         if self.aside and self.checkpoint.best:
             raise ValueError(

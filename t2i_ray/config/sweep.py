@@ -112,6 +112,11 @@ def _check_against_run(sweep: Sweep) -> None:
             f"search.trials_per_gpu={search.trials_per_gpu}: only trials of one GPU worker share "
             "a GPU; set cluster.gpu=true and cluster.workers=1"
         )
+    if run.guard.action == "rollback":
+        raise UserError(
+            "guard.action=rollback: a trial that diverges is a result of its setting, and with "
+            "lower learning rates it would be another one; set guard.action=stop"
+        )
     by = search.confirm.by if search.confirm else None
     if by is not None and (by not in sweep.space or not sweep.space[by].labelled()):
         raise UserError(

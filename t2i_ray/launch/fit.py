@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -65,6 +66,10 @@ def fit_workers(
     from t2i_ray.launch.trainer import LeanTorchTrainer
 
     cluster = config.cluster
+    # A worker that stands still: its peers' collectives end, or those with Ray, or the controller
+    # no longer waits for its answer.
+    for watch_over in ("COLLECTIVE", "WORKER_HEALTH_CHECK"):
+        os.environ.setdefault(f"RAY_TRAIN_{watch_over}_TIMEOUT_S", str(cluster.timeout_s))
     path, filesystem = ray_storage(config, store)
     trainer = LeanTorchTrainer(
         work,
@@ -74,7 +79,9 @@ def fit_workers(
             use_gpu=cluster.gpu,
             resources_per_worker={"CPU": cluster.threads, **({"GPU": 1} if cluster.gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.gpu else "gloo", timeout_s=cluster.timeout_s
+        ),
         run_config=RunConfig(
             name=f"{config.name}-{attempt}",
             storage_path=path,

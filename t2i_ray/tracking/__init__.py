@@ -1,6 +1,13 @@
 """MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
 
-from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe
+from t2i_ray.tracking.about import (
+    REASON_TAG,
+    ROLLBACKS_TAG,
+    About,
+    Dataset,
+    describe,
+    tag,
+)
 from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import (
@@ -22,6 +29,7 @@ from t2i_ray.tracking.tracker import Tracker, add, sync
 
 __all__ = [
     "REASON_TAG",
+    "ROLLBACKS_TAG",
     "SETTING_TAG",
     "STAGE_TAG",
     "SWEEP_TAG",
@@ -43,4 +51,5 @@ __all__ = [
     "resolve",
     "set_status",
     "sync",
+    "tag",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,16 +14,18 @@ import torch
 
 from t2i_ray import report
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.claims import Superseded
 from t2i_ray.config import Config
 from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder, to_document
 from t2i_ray.encoders.saved import pretrained_files
 from t2i_ray.family import Family, Objective
 from t2i_ray.generate import noise_of, to_uint8
-from t2i_ray.runs import run_store
+from t2i_ray.runs import Scores, run_store
 from t2i_ray.storage import Store
-from t2i_ray.tracking import About, Tracker, resolve
+from t2i_ray.tracking import ROLLBACKS_TAG, About, Tracker, resolve, tag
 from t2i_ray.train.feed import Feed
+from t2i_ray.train.guards import ROLLBACKS_KEY, Guard
 from t2i_ray.train.progress import Progress
 from t2i_ray.train.pulse import Pulse
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 GRID_CAPTIONS = 8
 GRID_NOISES = 6
 STATISTICS_BATCHES = 16
+WAITS, MAY, MAY_NOT = 0, 1, 2  # whether a checkpoint may be saved now
 
 
 class Bystander:
@@ -39,6 +44,7 @@ class Bystander:
 
     def __init__(self, *_: object) -> None:
         self.measured: dict[str, float] = {}  # on the weights of the last checkpoint, if at all
+        self.superseded: str | None = None  # who has taken over, once that is known
 
     @property
     def stop_requested(self) -> bool:
@@ -62,11 +68,26 @@ class Bystander:
     def evaluate(self, step: int, objective: Objective) -> None:
         """Take the measures on the validation split."""
 
+    def may_save(self, patience: float) -> int:  # noqa: ARG002
+        """MAY; WAITS if the last checkpoint is not written after so many seconds; MAY_NOT."""
+        return MAY
+
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint."""
 
-    def give_up(self) -> None:
-        """The run has failed for good: MLflow may show also what no checkpoint covers."""
+    def lacks_diversity(self, step: int, objective: Objective) -> bool:  # noqa: ARG002
+        """Whether the pictures of the sample grid are too much alike."""
+        return False
+
+    def go_back(self, step: int, reason: str) -> None:
+        """Forget what is later than the point to go back to, where training will go on."""
+
+    def give_up(self) -> str:
+        """The run has failed for good: MLflow may show also what no checkpoint covers.
+
+        Says which checkpoint is the last good one.
+        """
+        return ""
 
     def close(self) -> bool:
         """Finish; whether MLflow has everything."""
@@ -86,8 +107,10 @@ class Chief(Bystander):
         prepared: Prepared,
         encoder: Encoder,
         feed: Feed,
+        guard: Guard,
     ) -> None:
         self._job = job
+        self._guard = guard
         self._config = config
         self._root = store
         self._store = run_store(store, config.name)
@@ -101,19 +124,20 @@ class Chief(Bystander):
         self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
         self._train_seconds = 0.0
-        self.measured: dict[str, float] = {}
+        super().__init__()
         if checkpoint:
             self.measured = checkpoint.documents["state"]["measured"]
             history = checkpoint.tensors.get("history", {})
             self._history = {name: column.tolist() for name, column in history.items()}
             self._train_seconds = checkpoint.documents["state"]["train_seconds"]
-        self._tracker = Tracker(
-            resolve(config),
-            About.from_json(job.about).here(),
-            store,
-            checkpoint.documents["tracking"] if checkpoint else None,
-        )
         start = checkpoint.step if checkpoint else 0
+        about = About.from_json(job.about).here()
+        if guard.rollbacks:
+            about = replace(about, tags={**about.tags, ROLLBACKS_TAG: tag(guard.told())})
+            if guard.rollbacks[-1]["to"] == start:
+                self._marks = {**self._marks, "guard/rate": guard.rate}
+        snapshot = checkpoint.documents["tracking"] if checkpoint else None
+        self._tracker = Tracker(resolve(config), about, store, snapshot)
         if checkpoint and not job.quiet:
             print(f"{config.name}: continues from step {start}", flush=True)
         self._progress = Progress(config.name, start, config.train.steps, config.train.batch_size)
@@ -131,9 +155,10 @@ class Chief(Bystander):
         """Take down a step's losses, for MLflow and for the loss figure."""
         self._tracker.log(step, {**losses, **self._marks})
         self._marks = {}
-        self._history.setdefault("step", []).append(step)
-        for name, value in losses.items():
-            self._history.setdefault(name, []).append(value)
+        before = self._history.setdefault("step", [])
+        for name, value in losses.items():  # one that a former version did not log starts late
+            self._history.setdefault(name, [math.nan] * len(before)).append(value)
+        before.append(step)
         self._pulse.step = step
         speed = self._progress.images_per_second(step)
         if line := self._progress.line(step, losses):
@@ -153,15 +178,25 @@ class Chief(Bystander):
         """The grid of fixed captions by fixed noises, by the averaged generator."""
         if not isinstance(objective, Family):
             return
-        captions = self._grid_captions()
-        noise = self._feed.noise("grid", count=GRID_NOISES)
-        self._refresh(step, objective)
-        images = objective.sample(
-            noise.repeat(len(captions), 1),
-            self._feed.rows(np.repeat(captions, GRID_NOISES)),
-        )
+        captions, images = self._grid(step, objective)
         png = report.sample_grid(to_uint8(images), [self._prepared.captions[i] for i in captions])
         self._artifact(f"samples/step_{step:08d}.png", png)
+
+    def lacks_diversity(self, step: int, objective: Objective) -> bool:
+        """Whether the pictures of the sample grid are too much alike."""
+        if not isinstance(objective, Family):
+            return False
+        diversity = self._grid(step, objective)[1].double().std(dim=0).mean().item()
+        self._tracker.log(step, {"guard/diversity": diversity})
+        return self._guard.lacks_diversity(diversity)
+
+    def _grid(self, step: int, family: Family) -> tuple[np.ndarray, torch.Tensor]:
+        """Captions of the sample grid [c], and its pictures [c * GRID_NOISES, 3, S, S]."""
+        captions = self._grid_captions()
+        noise = self._feed.noise("grid", count=GRID_NOISES)
+        self._refresh(step, family)
+        rows = self._feed.rows(np.repeat(captions, GRID_NOISES))
+        return captions, family.sample(noise.repeat(len(captions), 1), rows)
 
     def _grid_captions(self) -> np.ndarray:
         """The first captions of pictures spread over the validation split, or else training."""
@@ -231,6 +266,16 @@ class Chief(Bystander):
         groups = judges.able(self._config.evaluation.measures)
         return judges, groups, evaluate.RealPictures(self._prepared, self._config.data, "val")
 
+    def may_save(self, patience: float) -> int:
+        """MAY; WAITS if the last checkpoint is not written after so many seconds; MAY_NOT."""
+        written = False
+        try:
+            written = self._checkpoints.wait(patience)
+        except Superseded as why:
+            self.superseded = str(why)
+        self.superseded = self.superseded or self._pulse.superseded
+        return MAY_NOT if self.superseded else MAY if written else WAITS
+
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
         self._refresh(step, objective)
@@ -249,6 +294,7 @@ class Chief(Bystander):
                 weights = objective.encoder_ema.state_dict()
                 for name, data in pretrained_files(self._encoder, weights).items():
                     self._artifact(f"encoder/{name}", data)
+        held = self._guard.holds(step)
         history = {
             name: torch.tensor(column, dtype=torch.float64)
             for name, column in self._history.items()
@@ -262,14 +308,16 @@ class Chief(Bystander):
                     "train_seconds": self._train_seconds,
                     "measured": self.measured,
                     "about": self._job.about["tags"],
+                    "guard": self._guard.state(),
                 },
                 "config": self._config.model_dump(mode="json"),
                 "encoder": to_document(self._encoder),
-                "tracking": self._tracker.snapshot(step),
+                "tracking": self._tracker.snapshot(step, held),
             },
             score=self.measured.get(self._config.checkpoint.best or ""),
+            needed=[self._guard.good],
             first=self._write_files,
-            on_durable=self._tracker.commit,
+            on_durable=None if held else self._tracker.commit,
         )
 
     def _artifact(self, key: str, data: bytes) -> None:
@@ -284,15 +332,32 @@ class Chief(Bystander):
             self._store.write(key, data)
             del self._files[key]
 
-    def give_up(self) -> None:
-        """The run has failed for good: MLflow may show also what no checkpoint covers."""
+    def go_back(self, step: int, reason: str) -> None:
+        """Forget what is later than the point to go back to, where training will go on."""
+        to, noted = self._guard.good, self._guard.go_back(step, reason)
+        print(f"{self._config.name}: {reason}; goes back to step {to}", flush=True)
+        self._checkpoints.wait()
+        self._store.write_json(ROLLBACKS_KEY, noted)  # first: see guards.py
+        self._checkpoints.forget_after(to)
+        Scores(self._root, self._config.name).forget_after(to)
+
+    def give_up(self) -> str:
+        """The run has failed for good: MLflow may show also what no checkpoint covers.
+
+        Says which checkpoint is the last good one.
+        """
         self._checkpoints.wait()
         self._tracker.commit()
+        good = [step for step in self._checkpoints.steps() if step <= self._guard.good]
+        return f"the last good checkpoint is of step {good[-1]}" if good else "no good checkpoint"
 
     def close(self) -> bool:
         """Wait for the last checkpoint, then a while for MLflow to take what is left."""
         self._pulse.close()
-        self._checkpoints.wait()
+        try:
+            self._checkpoints.wait()
+        except Superseded as why:
+            self.superseded = str(why)
         self._checkpoints.close()
         # What is left is in the checkpoint: an outage need not hold up the end.
         published = self._tracker.flush(timeout=5 if self._tracker.in_outage else 20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,15 +10,17 @@ import numpy as np
 import torch
 
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.claims import Superseded, check, claim_term
 from t2i_ray.config import Config, parse_config
 from t2i_ray.data import Prepared, open_prepared
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder, scripts_of
 from t2i_ray.families import objective_of
 from t2i_ray.family import Objective
-from t2i_ray.runs import DIVERGED, Status, run_store
-from t2i_ray.storage import Store, open_store
-from t2i_ray.train.chief import Bystander, Chief
+from t2i_ray.runs import Status, run_store
+from t2i_ray.storage import FencedStore, Store, open_store
+from t2i_ray.train.chief import MAY_NOT, WAITS, Bystander, Chief
 from t2i_ray.train.feed import Feed
+from t2i_ray.train.guards import ROLLBACKS_KEY, Guard
 from t2i_ray.train.worker import Worker
 
 
@@ -45,6 +46,7 @@ class Outcome:
     step: int
     reason: str | None = None
     published: bool = True
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # see guards.py
 
 
 Report = Callable[[int, dict[str, float]], None]
@@ -62,12 +64,22 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
-    step, feed, objective, chief = _open(job, config, worker)
+    while (outcome := _train(job, config, worker, report)) is None:
+        pass  # gone back to an earlier checkpoint, from which it goes on as after a kill
+    return outcome
+
+
+def _train(job: Job, config: Config, worker: Worker, report: Report | None) -> Outcome | None:
+    """Until done, asked to stop, or in need to go back (None): see guards.py."""
+    try:
+        step, feed, objective, chief, guard = _open(job, config, worker)
+    except Superseded as why:
+        return Outcome("KILLED", 0, str(why), published=False)
     resumed = step > 0
     micro_batches = config.train.micro_batches
     last = config.train.steps if job.until is None else job.until
     status: Status = "FINISHED" if last == config.train.steps else "RUNNING"
-    reason = None
+    reason = wrong = None
     try:
         if resumed and report:  # the attempt before may have died right before it could
             report(step, chief.measured)
@@ -77,29 +89,48 @@ def train(job: Job, worker: Worker, report: Report | None = None) -> Outcome:
             step += 1
 
             ends = step == config.train.steps
-            saves = step == last or _checkpoint_due(config, step)
+            saves = step == last or _checkpoint_due(config, step) or guard.saves(step)
+            logs = saves or step % config.train.log_every == 0
             stop = False
-            if saves or step % config.train.log_every == 0:
+            if logs or guard.looks_always:
+                values |= objective.gradient_norms(worker.world)
                 losses, stop = worker.total(values, chief.stop_requested)
-                if not all(map(math.isfinite, losses.values())):
-                    status, reason = "FAILED", f"{DIVERGED} at step {step}: {losses}"
-                    chief.give_up()
+                if wrong := guard.look(step, losses):
                     break
-                chief.log(step, losses)
+                if logs:
+                    chief.log(step, losses)
+            if guard.looks_at_pictures(step) and worker.agree(
+                chief.lacks_diversity(step, objective)
+            ):
+                wrong = guard.without_diversity(step)
+                break
             if chief.samples_due(step) or ends:
                 chief.sample(step, objective)
             if chief.evaluation_due(step):
                 chief.evaluate(step, objective)
             if saves or stop:
+                # While the store is away, the others are told that rank 0 lives.
+                while (may := worker.agree(chief.may_save(config.cluster.timeout_s / 4))) == WAITS:
+                    pass
+                if may == MAY_NOT:
+                    status, reason = "KILLED", chief.superseded
+                    break
+                guard.reach(step)
                 chief.save(step, objective)
                 if report:
                     report(step, chief.measured)
             if stop and not ends:
                 status, reason = "KILLED", f"stopped on request at step {step}"
                 break
+        if wrong and guard.may_go_back:
+            chief.go_back(step, wrong)
+        elif wrong:
+            status, reason = "FAILED", f"{wrong}; {chief.give_up()}"
     finally:
         published = chief.close()
-    return Outcome(status, step, reason, published)
+    if wrong and guard.may_go_back:
+        return None
+    return Outcome(status, step, reason, published, guard.rollbacks)
 
 
 class _Opened(NamedTuple):
@@ -109,11 +140,16 @@ class _Opened(NamedTuple):
     feed: Feed
     objective: Objective
     chief: Bystander
+    guard: Guard
 
 
 def _open(job: Job, config: Config, worker: Worker) -> _Opened:
-    """As the newest sound checkpoint has it, or anew."""
-    store = open_store(config.storage)
+    """As the newest sound checkpoint has it, or anew.
+
+    Raises:
+        Superseded: on every rank, if somebody else is at work on the run.
+    """
+    store = _fenced(open_store(config.storage), config.name, job, worker)
     prepared = open_prepared(store, job.data)
     checkpoints = Checkpoints(
         run_store(store, config.name).within("checkpoints"),
@@ -121,13 +157,46 @@ def _open(job: Job, config: Config, worker: Worker) -> _Opened:
         best_mode=config.checkpoint.best_mode,
     )
     checkpoint = _agreed_checkpoint(checkpoints, worker)
+    guard = _guard(config, run_store(store, config.name), checkpoint)
     encoder = _encoder(config, prepared, checkpoint, job)
     feed = Feed(config, prepared, caption_rows(encoder, prepared.captions, store), worker.device)
     weights = _weights(job, store, checkpoint)
     objective = _objective(config, encoder, worker, weights, feed.words)
+    for learner in objective.learners.values():
+        learner.scale = guard.rate
     role = Chief if worker.is_chief else Bystander
-    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed)
-    return _Opened(checkpoint.step if checkpoint else 0, feed, objective, chief)
+    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed, guard)
+    return _Opened(checkpoint.step if checkpoint else 0, feed, objective, chief, guard)
+
+
+def _fenced(store: Store, name: str, job: Job, worker: Worker) -> Store:
+    """The store, through which rank 0 writes as long as nobody has taken over.
+
+    Raises:
+        Superseded: on every rank, if somebody has already.
+    """
+    place, attempt = run_store(store, name), job.about["attempt"]
+    why = Superseded(f"attempt {attempt} of {name} is not the latest one")
+    if worker.is_chief:
+        try:
+            own = claim_term(place, attempt)
+        except Superseded as error:
+            why = error
+        else:
+            worker.agree(True)
+            return FencedStore(store, lambda: check(place, own))
+    if not worker.agree(False):
+        raise why
+    return store
+
+
+def _guard(config: Config, place: Store, checkpoint: Checkpoint | None) -> Guard:
+    """What was seen up to this checkpoint, on which all ranks have agreed."""
+    step, state = 0, None
+    if checkpoint:
+        step, state = checkpoint.step, checkpoint.documents["state"].get("guard")
+    noted = place.read_json(ROLLBACKS_KEY, []) if config.guard.counts else []
+    return Guard(config, step, state, noted)
 
 
 def _checkpoint_due(config: Config, step: int) -> bool:
