@@ -245,7 +245,7 @@ class Checkpoints:
                     tensors[name] = load_tensors(data)
                 else:
                     documents[name] = json.loads(data)
-            except (SafetensorError, ValueError) as error:
+            except (SafetensorError, ValueError, RecursionError) as error:
                 raise self._damaged(step, file, str(error)) from error
         return Checkpoint(step, tensors, documents)
 
@@ -269,7 +269,7 @@ class Checkpoints:
             )
         except MissingKey:
             raise self._damaged(step, "manifest.json", "missing, it was never finished") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
             raise self._damaged(step, "manifest.json", "not a manifest of this step")

@@ -6,6 +6,7 @@ key asks rank 0 to checkpoint and leave.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,6 +18,10 @@ from t2i_ray.config import Config, UserError, flatten, identity_hash, identity_o
 from t2i_ray.storage import MissingKey, Store
 
 LOST_AFTER = 300.0  # seconds: rank 0 gives a sign every 5 s, and a start may take minutes
+# What rank 0's pulse may hold, by type.
+_PULSE: dict[str, Any] = {
+    "step": int, "time": str, "host": str, "pid": int, "images_per_second": int | float,
+}  # fmt: skip
 STEP = "step"  # in a row of scores
 # How reasons begin: of a run that a scheduler stopped, of those that would fail again alike, and of
 # one that goes on when its sweep does.
@@ -79,11 +84,18 @@ def run_store(store: Store, name: str) -> Store:
 
 
 def read_run(store: Store, name: str) -> RunRecord | None:
-    """The record of a run, or None if there is none."""
+    """The record of a run, or None if there is none. Raises UserError if it is damaged."""
+    place = run_store(store, name)
     try:
-        return RunRecord.model_validate_json(run_store(store, name).read("run.json"))
+        return RunRecord.model_validate_json(place.read("run.json"))
     except MissingKey:
         return None
+    except ValueError as error:  # pydantic's is one
+        reason = " ".join(str(error).split("[type=")[0].split())
+        raise UserError(
+            f"run {place.uri}/run.json: damaged ({reason}); delete this one file, and the command "
+            "that trains the run goes on from its newest checkpoint"
+        ) from None
 
 
 def write_run(store: Store, record: RunRecord) -> None:
@@ -200,18 +212,28 @@ def is_lost(store: Store, record: RunRecord) -> bool:
     if record.status != "RUNNING":
         return False
     signs = [
-        record.attempts[-1].started,
+        *(attempt.started for attempt in record.attempts[-1:]),
         read_progress(store, record.name).get("time", ""),
         lease_time(run_store(store, record.name)),
     ]
-    newest = max(datetime.fromisoformat(sign) for sign in signs if sign)
-    return (datetime.now(UTC) - newest).total_seconds() > LOST_AFTER
+    ages = [age for sign in signs if (age := _age(sign)) is not None]
+    return min(ages, default=math.inf) > LOST_AFTER
+
+
+def _age(time: str) -> float | None:
+    """Seconds since then; None if that is no time."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
+    except (ValueError, TypeError):  # TypeError: one without a zone
+        return None
 
 
 def read_progress(store: Store, name: str) -> dict[str, Any]:
     """Rank 0's latest pulse: step, time, images per second; empty if there is none."""
     try:
-        progress: dict[str, Any] = run_store(store, name).read_json("progress.json", {})
+        progress = run_store(store, name).read_json("progress.json", {})
     except ValueError:
         return {}
-    return progress
+    if not isinstance(progress, dict):
+        return {}
+    return {key: value for key, value in progress.items() if isinstance(value, _PULSE.get(key, ()))}
