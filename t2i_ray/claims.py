@@ -154,6 +154,7 @@ class Lease:
     def __init__(self, place: Store, attempt: int) -> None:
         self._place, self._number = place, Number(attempt)
         self._over = threading.Event()
+        self._warned = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
@@ -175,10 +176,13 @@ class Lease:
             check(self._place, self._number)
             document = _encoded(Process.this(), attempt=self._number.attempt, **more)
             self._place.write(LEASE_KEY, document)
+            self._warned = False
         except Superseded:
             self._over.set()
         except StorageError as error:
-            print(f"warning: the lease was not renewed: {error}", flush=True)
+            if not self._warned:
+                print(f"warning: the lease was not renewed, trying on: {error}", flush=True)
+            self._warned = True
 
 
 # --------------------------------------------------------------------------------- processes

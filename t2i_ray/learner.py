@@ -84,7 +84,8 @@ class Learner:
         """Length of the last gradient, of all parameters together; 0-dim, float64."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
-            return torch.zeros((), dtype=torch.float64)
+            device = self.parameters[0].device if self.parameters else None
+            return torch.zeros((), dtype=torch.float64, device=device)
         length: Tensor = torch.stack(torch._foreach_norm(gradients)).double().norm()
         return length
 

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
+from t2i_ray.claims import Number, check
 from t2i_ray.config import Config, parse_config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
 from t2i_ray.runs import Scores, run_store
-from t2i_ray.storage import Store, open_store
+from t2i_ray.storage import FencedStore, Store, open_store
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -35,11 +36,13 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     config = parse_config(job["config"])
     store = open_store(config.storage)
 
-    place = run_store(store, config.name).uri
+    here = run_store(store, config.name)
+    place, own = here.uri, Number(job["about"]["attempt"])
+    fenced = FencedStore(store, lambda: check(here, own))
 
     def report(step: int, measured: dict[str, float]) -> None:
         if measured:
-            Scores(store, config.name).add(step, measured)
+            Scores(fenced, config.name).add(step, measured)
         ray.train.report({"step": step, "checkpoint": f"{place}/checkpoints/step_{step:08d}"})
 
     return asdict(train(Job(**job), worker, report))
