@@ -63,10 +63,10 @@ def configured(options: argparse.Namespace, name: str) -> Sweep:
     return load_sweep(SMOKE, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
 
 
-def timed(train: Callable[..., Any]) -> Callable[[Job, Worker, Report], Any]:
+def timed(train: Callable[..., Any]) -> Callable[..., Any]:
     """The training loop, which notes when it began, its first step and result, and its end."""
 
-    def timed_train(job: Job, worker: Worker, report: Report) -> Any:
+    def timed_train(job: Job, worker: Worker, report: Report, **more: Any) -> Any:
         from t2i_ray.gan_cls import GanCls
 
         moments = {"begun": time.time()}
@@ -82,7 +82,7 @@ def timed(train: Callable[..., Any]) -> Callable[[Job, Worker, Report], Any]:
             report(step, values)
 
         with patch.object(GanCls, "step", step):
-            outcome = train(job, worker, noted_report)
+            outcome = train(job, worker, noted_report, **more)
         moments["ended"] = time.time()
         place = Path(job.config["storage"]["uri"]) / f"moments/{job.config['name']}.json"
         place.parent.mkdir(exist_ok=True)

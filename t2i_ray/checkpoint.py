@@ -72,6 +72,7 @@ class Checkpoints:
         documents: Mapping[str, Any],
         *,
         score: float | None = None,
+        needed: Collection[int] = (),
         first: Callable[[], None] | None = None,
         on_durable: Callable[[int], None] | None = None,
     ) -> None:
@@ -86,6 +87,7 @@ class Checkpoints:
             tensors: group -> name -> tensor, on any device.
             documents: name -> JSON value.
             score: by which the best is chosen; NaN and infinity count as none.
+            needed: steps whose checkpoints are kept as well for now.
             first: called in the thread before anything is written, again while it raises
                 StorageError; for files that must be there if the checkpoint is.
             on_durable: called with the step, in the thread, once the manifest is written.
@@ -114,7 +116,7 @@ class Checkpoints:
                     self.durable = (step, time.time())
                     if on_durable:
                         on_durable(step)
-                    self._retain(step)
+                    self._retain(step, needed)
             except BaseException as error:  # raised again where somebody will see it
                 self._failure = error
 
@@ -173,19 +175,28 @@ class Checkpoints:
 
     # ----------------------------------------------------------------------- retention
 
-    def _retain(self, step: int) -> None:
+    def forget_after(self, step: int) -> None:
+        """Remove all of later steps: the run has gone back to this one."""
+        for later in reversed(self._folders()):
+            if later > step:
+                self._remove(later)
+
+    def _retain(self, step: int, needed: Collection[int]) -> None:
         try:
             # Later ones are leftovers that this run, resumed from before them, has yet to reach:
             # they must not count as the newest.
             past = [whole for whole in self.steps() if whole <= step]
-            kept = {*past[-self._keep :], self.best()}
+            kept = {*past[-self._keep :], self.best(), *needed}
             kept |= {int(self._store.read(key)) for key in self._store.list("pins")}
             for old in self._folders():
                 if old < step and old not in kept:
-                    self._store.delete(f"{_folder(old)}/manifest.json")
-                    self._store.delete(_folder(old))
+                    self._remove(old)
         except (StorageError, MissingKey, ValueError) as error:
             logger.warning("old checkpoints not removed until the next save: %s", error)
+
+    def _remove(self, step: int) -> None:
+        self._store.delete(f"{_folder(step)}/manifest.json")
+        self._store.delete(_folder(step))
 
     # ------------------------------------------------------------------------- reading
 
@@ -237,7 +248,7 @@ class Checkpoints:
                     tensors[name] = load_tensors(data)
                 else:
                     documents[name] = json.loads(data)
-            except (SafetensorError, ValueError) as error:
+            except (SafetensorError, ValueError, RecursionError) as error:
                 raise self._damaged(step, file, str(error)) from error
         self.durable = (step, time.time())
         return Checkpoint(step, tensors, documents)
@@ -262,7 +273,7 @@ class Checkpoints:
             )
         except MissingKey:
             raise self._damaged(step, "manifest.json", "missing, it was never finished") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
             raise self._damaged(step, "manifest.json", "not a manifest of this step")

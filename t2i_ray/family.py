@@ -130,6 +130,17 @@ class Objective(ABC):
             for name in outcomes[0]
         }
 
+    def gradient_norms(self, world: int) -> dict[str, Tensor]:
+        """Length of each learner's last gradient, which is the same on all workers.
+
+        ``world`` is how many there are: the sum over them is the length. Names are grad_g for the
+        learner optimizer_g, and so on.
+        """
+        return {
+            f"grad_{name}".replace("grad_optimizer", "grad"): learner.gradient_norm() / world
+            for name, learner in self.learners.items()
+        }
+
     def encode(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """Codes [b, text_in] of the right and of the wrong captions, in one call."""
         right, wrong = self.encode_rows(torch.cat([piece.right, piece.wrong])).chunk(2)

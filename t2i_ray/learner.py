@@ -21,12 +21,16 @@ class Learner:
             that require gradients are trained.
         rates: each network's learning rate, before the schedule's factor.
         optim: the schedule and Adam's decays.
+
+    Attributes:
+        scale: one more factor on all learning rates.
     """
 
     def __init__(
         self, networks: Mapping[str, nn.Module], rates: Mapping[str, float], optim: Optim
     ) -> None:
         self._optim = optim
+        self.scale = 1.0
         self._named = {
             f"{name}.{key}": parameter
             for name, network in networks.items()
@@ -52,7 +56,7 @@ class Learner:
 
     def begin(self, step: int, steps: int) -> None:
         """Forget the last gradient and set the learning rates of this step of so many."""
-        factor = schedule(self._optim, step, steps)
+        factor = schedule(self._optim, step, steps) * self.scale
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad()
@@ -75,6 +79,15 @@ class Learner:
     def update(self) -> None:
         """Take the step."""
         self.optimizer.step()
+
+    def gradient_norm(self) -> Tensor:
+        """Length of the last gradient, of all parameters together; 0-dim, float64."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not gradients:
+            device = self.parameters[0].device if self.parameters else None
+            return torch.zeros((), dtype=torch.float64, device=device)
+        length: Tensor = torch.stack(torch._foreach_norm(gradients)).double().norm()
+        return length
 
     def state(self) -> dict[str, Tensor]:
         """The optimiser's tensors, as "exp_avg.<network>.<parameter>" and the like."""

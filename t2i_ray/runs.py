@@ -6,21 +6,31 @@ key asks rank 0 to checkpoint and leave.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from t2i_ray.claims import claim_attempt, lease_time
 from t2i_ray.config import Config, UserError, flatten, identity_hash, identity_of
 from t2i_ray.storage import MissingKey, Store
 
 LOST_AFTER = 300.0  # seconds: rank 0 gives a sign every 5 s, and a start may take minutes
+# What rank 0's pulse may hold, by type.
+_PULSE: dict[str, Any] = {
+    "step": int, "time": str, "host": str, "pid": int, "images_per_second": int | float,
+}  # fmt: skip
 STEP = "step"  # in a row of scores
-# How reasons begin: of a run that a scheduler stopped, of one that would fail again alike, and of
+# How reasons begin: of a run that a scheduler stopped, of those that would fail again alike, and of
 # one that goes on when its sweep does.
 PRUNED = "pruned at step"
 DIVERGED = "a loss is not finite"
+OVERFLOWN = "a gradient is not finite"
+D_COLLAPSED = "the discriminator has collapsed"
+G_COLLAPSED = "the generator has collapsed"
+HOPELESS = (DIVERGED, OVERFLOWN, D_COLLAPSED, G_COLLAPSED)
 STOPPED = "the sweep was stopped"
 PRUNED_KEY = "pruned"  # of a run's storage: a scheduler stopped it, and nothing else did
 Stage = Literal["search", "confirm"]  # of a sweep, in which a trial took place
@@ -49,6 +59,7 @@ class RunRecord(BaseModel):
     step: int = 0
     steps: int
     published: bool = False
+    rollbacks: list[dict[str, Any]] = Field(default_factory=list)  # see train/guards.py
     attempts: list[Attempt] = Field(default_factory=list)
 
     @property
@@ -73,20 +84,23 @@ def run_store(store: Store, name: str) -> Store:
 
 
 def read_run(store: Store, name: str) -> RunRecord | None:
-    """The record of a run, or None if there is none."""
+    """The record of a run, or None if there is none. Raises UserError if it is damaged."""
+    place = run_store(store, name)
     try:
-        return RunRecord.model_validate_json(run_store(store, name).read("run.json"))
+        return RunRecord.model_validate_json(place.read("run.json"))
     except MissingKey:
         return None
+    except ValueError as error:  # pydantic's is one
+        reason = " ".join(str(error).split("[type=")[0].split())
+        raise UserError(
+            f"run {place.uri}/run.json: damaged ({reason}); delete this one file, and the command "
+            "that trains the run goes on from its newest checkpoint"
+        ) from None
 
 
 def write_run(store: Store, record: RunRecord) -> None:
     """Replace the record."""
-    run_store(store, record.name).write("run.json", _encoded(record))
-
-
-def _encoded(record: RunRecord) -> bytes:
-    return record.model_dump_json(indent=1).encode()
+    run_store(store, record.name).write("run.json", record.model_dump_json(indent=1).encode())
 
 
 def list_runs(store: Store) -> list[RunRecord]:
@@ -96,17 +110,16 @@ def list_runs(store: Store) -> list[RunRecord]:
 
 
 def begin_attempt(
-    store: Store, config: Config, *, data: str, digest: str, commit: str
+    store: Store, config: Config, *, data: str, digest: str, commit: str, patience: float = 0
 ) -> RunRecord:
     """Create the run, or continue it as its next attempt; a FINISHED run is returned as it is.
 
     Raises:
-        UserError: the name is taken by a run of another identity, or another driver began it at
-            this very moment.
+        UserError: the name is taken by a run of another identity, or another driver is at work on
+            it, and still is after ``patience`` seconds.
     """
     identity = {**identity_of(config), "data.digest": digest}
     record = read_run(store, config.name)
-    is_new = record is None
     if record is None:
         record = RunRecord(
             name=config.name,
@@ -122,25 +135,23 @@ def begin_attempt(
         )
     if record.status == "FINISHED":
         return record
+    place = run_store(store, config.name)
+    number = claim_attempt(place, config.name, after=record.attempt, patience=patience)
+    record = read_run(store, config.name) or record  # its last driver may just have ended
+    if record.status == "FINISHED":
+        return record
     record.status, record.reason, record.published = "RUNNING", None, False
     fields = flatten(config)
     record.attempts.append(
         Attempt(
-            number=len(record.attempts) + 1,
+            number=number,
             started=now(),
             commit=commit,
             operational={key: fields[key] for key in fields if key not in identity},
         )
     )
-    place = run_store(store, config.name)
     place.delete("stop")
-    if not is_new:
-        write_run(store, record)
-    elif not place.create("run.json", _encoded(record)):
-        raise UserError(
-            f"name={config.name!r}: another driver has just begun this run; leave it to that one, "
-            "or take another name"
-        )
+    write_run(store, record)
     return record
 
 
@@ -177,6 +188,13 @@ class Scores:
             self.rows.append({STEP: step, **values})
             self._store.write_json("scores.json", self.rows)
 
+    def forget_after(self, step: int) -> None:
+        """The run has gone back to this step."""
+        kept = [row for row in self.rows if row[STEP] <= step]
+        if kept != self.rows:
+            self.rows = kept
+            self._store.write_json("scores.json", self.rows)
+
 
 def request_stop(store: Store, name: str) -> None:
     """Ask the run's rank 0 to checkpoint at the next step boundary and leave."""
@@ -193,15 +211,29 @@ def is_lost(store: Store, record: RunRecord) -> bool:
     """Whether a run that says RUNNING has shown no sign of life for LOST_AFTER seconds."""
     if record.status != "RUNNING":
         return False
-    signs = [record.attempts[-1].started, read_progress(store, record.name).get("time", "")]
-    newest = max(datetime.fromisoformat(sign) for sign in signs if sign)
-    return (datetime.now(UTC) - newest).total_seconds() > LOST_AFTER
+    signs = [
+        *(attempt.started for attempt in record.attempts[-1:]),
+        read_progress(store, record.name).get("time", ""),
+        lease_time(run_store(store, record.name)),
+    ]
+    ages = [age for sign in signs if (age := _age(sign)) is not None]
+    return min(ages, default=math.inf) > LOST_AFTER
+
+
+def _age(time: str) -> float | None:
+    """Seconds since then; None if that is no time."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
+    except (ValueError, TypeError):  # TypeError: one without a zone
+        return None
 
 
 def read_progress(store: Store, name: str) -> dict[str, Any]:
     """Rank 0's latest pulse: step, time, images per second; empty if there is none."""
     try:
-        progress: dict[str, Any] = run_store(store, name).read_json("progress.json", {})
+        progress = run_store(store, name).read_json("progress.json", {})
     except ValueError:
         return {}
-    return progress
+    if not isinstance(progress, dict):
+        return {}
+    return {key: value for key, value in progress.items() if isinstance(value, _PULSE.get(key, ()))}

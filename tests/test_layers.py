@@ -23,6 +23,7 @@ ROOMS = [
     "generate",
     "checkpoint",
     "runs",
+    "claims",
     "families",
     "pretrain",
     "cvae",

@@ -50,12 +50,15 @@ def test_two_drivers_that_begin_a_run_at_once_are_told_apart(tmp_path: Path) -> 
         def read(self, key: str) -> bytes:
             raise MissingKey(key)
 
+        def list(self, prefix: str = "") -> list[str]:
+            return []
+
         def within(self, prefix: str) -> LocalStore:
             return Behind(tmp_path / prefix)
 
     begin(LocalStore(tmp_path), config())
     before = read_run(LocalStore(tmp_path), "a")
-    with pytest.raises(UserError, match="another driver has just begun this run"):
+    with pytest.raises(UserError, match="another driver has just begun this"):
         begin(Behind(tmp_path), config())
     assert read_run(LocalStore(tmp_path), "a") == before
 
@@ -87,6 +90,8 @@ def test_lost_is_who_runs_without_a_sign_of_life(store: Store) -> None:
     assert not is_lost(store, record)
     hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     record.attempts[-1].started = hour_ago
+    assert not is_lost(store, record)  # its lease is young
+    run_store(store, "a").delete("lease.json")
     assert is_lost(store, record)
     run_store(store, "a").write(
         "progress.json", f'{{"step": 1, "time": "{datetime.now(UTC).isoformat()}"}}'.encode()

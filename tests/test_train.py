@@ -141,6 +141,24 @@ def test_broken_in_every_way(runner: Runner, unbroken: str) -> None:
     assert_same_run(runner, name, unbroken)
 
 
+def test_a_worker_that_hangs_is_given_up(runner: Runner, unbroken: str) -> None:
+    """SIGSTOP: its peers wait in a collective, Ray for its answer; none of them for ever."""
+    name = "hanging"
+    process = runner.start_training(name, *RUN, "cluster.timeout_s=8")
+    runner.wait_for_checkpoint(name, 10)
+    place = runner.folder / f"store/runs/{name}/progress.json"
+    pid = json.loads(place.read_text())["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    # Meanwhile somebody gives the same command.
+    refusal = runner.train(name, *RUN, code=2).strip().splitlines()[-1]
+    assert refusal.startswith(f"error: name='{name}': process {process.pid} on ")
+    output = finish(process)
+    assert "continues from step" in output
+    assert len(runner.record(name).attempts) == 1
+    assert_same_run(runner, name, unbroken)
+    until(lambda: not Path(f"/proc/{pid}").exists(), seconds=30)
+
+
 @pytest.mark.parametrize("family", ["cgan", "cvae", "least_squares:LeastSquares"])
 def test_every_family_trains_and_draws(
     runner: Runner, unbroken: str, family: str, monkeypatch: pytest.MonkeyPatch

@@ -113,7 +113,7 @@ def show_runs(storage: str, endpoint: str | None) -> None:
             f"{step}/{record.steps}",
             f"{progress.get('images_per_second', 0):.0f}",
             str(len(record.attempts)),
-            str(record.attempts[-1].ended or progress.get("time", "")),
+            (record.attempts and record.attempts[-1].ended) or progress.get("time", ""),
             record.hash,
             record.reason or "",
         )

@@ -28,3 +28,8 @@ class Section(BaseModel):
     """Unknown keys are errors; a config never changes after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @property
+    def counts(self) -> bool:
+        """Whether its identity fields matter; those of a section that is switched off do not."""
+        return True

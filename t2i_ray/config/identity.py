@@ -32,7 +32,7 @@ def _flat(section: Section, *, identity_only: bool, prefix: str = "") -> list[tu
         extra = field.json_schema_extra
         marked = extra.get("identity") if isinstance(extra, dict) else None
         if isinstance(value, Section):
-            if not (identity_only and marked is False):
+            if not identity_only or (marked is not False and value.counts):
                 rows += _flat(value, identity_only=identity_only, prefix=f"{prefix}{name}.")
         elif not identity_only or marked is not False:
             rows.append((f"{prefix}{name}", value))

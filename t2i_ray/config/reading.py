@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +12,22 @@ from pydantic import ValidationError
 from t2i_ray.config.fields import Section
 from t2i_ray.config.sections import Config
 
+# ValueError: a date in a 13th month, a number of 5,000 digits, bytes that are no UTF-8.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 S = TypeVar("S", bound=Section)
 
 
 class UserError(Exception):
-    """Something the user can mend: one line naming field, value and remedy. Exit code 2."""
+    """Something the user can mend: one line naming field, value and remedy. Exit code 2.
+
+    Whatever came from a file or the command line, it stays one line, without control characters.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_UNSEEN.sub(lambda found: ascii(found[0])[1:-1], message))
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -33,7 +45,7 @@ def read_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str,
         document = yaml.safe_load(Path(path).read_text(encoding="utf8"))
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UserError(f"config {path}: must be a mapping of sections, such as name: and train:")
@@ -66,7 +78,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: write it as key.sub=value, e.g. train.steps=1000")
     try:
         loaded = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         raise UserError(f"override {override!r}: {value!r} is not a YAML value") from None
     set_value(document, key, loaded, f"override {override!r}")
 

@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from t2i_ray.config.data import Data
 from t2i_ray.config.encoders import EncoderConfig, Recurrent
 from t2i_ray.config.fields import CLASS, Section, identity, operational
+from t2i_ray.config.guard import Guard
 from t2i_ray.config.measures import INCEPTION, MATCHING, WHILE_TRAINING, Group, larger_is_better
 from t2i_ray.config.profile import profiled
 
@@ -279,6 +280,12 @@ class Cluster(Section):
         "is drained, or for another number of workers, is none.",
         ge=-1,
     )
+    timeout_s: int = operational(
+        600,
+        doc="Seconds after which a worker that does not answer is given up, and all start again. "
+        "Longer than rank 0 takes for one evaluation, for which the others wait.",
+        ge=5,
+    )
 
     @property
     def fewest(self) -> int:
@@ -308,6 +315,7 @@ class Config(Section):
     model: Model = Model()
     optim: Optim = Optim()
     train: Train
+    guard: Guard = Guard()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     storage: Storage = Storage()
@@ -345,6 +353,12 @@ class Config(Section):
                 f"cluster.workers={self.cluster.workers} cannot share "
                 f"train.micro_batches={self.train.micro_batches}: each needs at least one; set "
                 f"train.micro_batches to {self.cluster.workers} or more, or fewer workers"
+            )
+        if self.aside and self.guard.action == "rollback":
+            raise ValueError(
+                f"guard.action=rollback with evaluation.aside={self.aside}: aside, checkpoints are "
+                "measured that the run may yet go back from; set evaluation.aside=0, or "
+                "guard.action=stop"
             )
         if self.aside and self.checkpoint.best:
             raise ValueError(

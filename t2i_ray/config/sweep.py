@@ -117,6 +117,11 @@ def _check_against_run(sweep: Sweep) -> None:
             f"cluster.min_workers={run.cluster.min_workers}: the trials of a sweep have a fixed "
             "number of workers, by which it is planned how many run at a time; leave it out"
         )
+    if run.guard.action == "rollback":
+        raise UserError(
+            "guard.action=rollback: a trial that diverges is a result of its setting, and with "
+            "lower learning rates it would be another one; set guard.action=stop"
+        )
     by = search.confirm.by if search.confirm else None
     if by is not None and (by not in sweep.space or not sweep.space[by].labelled()):
         raise UserError(

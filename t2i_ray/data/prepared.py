@@ -131,7 +131,7 @@ def open_prepared(store: Store, prefix: str) -> Prepared:
     remedy = f"delete the folder {prefix} and run t2i-ray prepare again"
     try:
         manifest = validate(Manifest, json.loads(text))
-    except (ValueError, UserError) as error:
+    except (ValueError, RecursionError, UserError) as error:
         raise UserError(
             f"data {store.uri}/{prefix}/manifest.json: damaged ({error}); {remedy}"
         ) from None
@@ -140,17 +140,22 @@ def open_prepared(store: Store, prefix: str) -> Prepared:
         key = f"{prefix}/shards/{shard.name}.parquet"
         try:
             content = store.read(key)
-        except MissingKey:
+        except (MissingKey, ValueError):  # ValueError: the manifest's name is no key
             content = b""
+        damaged = UserError(f"data {store.uri}/{key}: missing or damaged; {remedy}")
         if hashlib.sha256(content).hexdigest() != shard.table_sha256:
-            raise UserError(f"data {store.uri}/{key}: missing or damaged; {remedy}")
-        tables.append(pq.read_table(io.BytesIO(content)))
-    table = pa.concat_tables(tables)
-    if content_digest(manifest, table) != manifest.digest:
-        raise UserError(
-            f"data {store.uri}/{prefix}/manifest.json: does not fit its tables; {remedy}"
-        )
-    return Prepared(store, prefix, manifest, table)
+            raise damaged
+        try:
+            tables.append(pq.read_table(io.BytesIO(content)))
+        except (pa.ArrowException, OSError):
+            raise damaged from None
+    try:
+        table = pa.concat_tables(tables)
+        if content_digest(manifest, table) == manifest.digest:
+            return Prepared(store, prefix, manifest, table)
+    except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
+        pass  # tables of something else
+    raise UserError(f"data {store.uri}/{prefix}/manifest.json: does not fit its tables; {remedy}")
 
 
 def content_digest(manifest: Manifest, table: pa.Table) -> str:

@@ -9,19 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2i_ray import tracking
+from t2i_ray.claims import Lease
 from t2i_ray.config import Config
 from t2i_ray.data import open_prepared
-from t2i_ray.runs import RunRecord, begin_attempt
+from t2i_ray.runs import RunRecord, begin_attempt, run_store
 from t2i_ray.storage import JOB_VARIABLE, Store
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A run that was begun or goes on; ``record.status`` FINISHED means that nothing is to do."""
+    """A run that was begun or goes on; ``record.status`` FINISHED means that nothing is to do.
+
+    ``lease`` is to be held while it is at work.
+    """
 
     config: Config
     record: RunRecord
     about: tracking.About
+    lease: Lease
 
     def job(self, encoder: dict[str, Any] | None) -> dict[str, Any]:
         """What every worker is given; ``encoder``: a frozen one's description."""
@@ -46,10 +51,13 @@ def begin(
     commit: str = "unknown",
     diff: str = "",
     tags: Mapping[str, str] | None = None,
+    patience: float = 0,
 ) -> Attempt:
     """Begin a run on prepared data, or its next attempt. Raises UserError as begin_attempt."""
     prepared = open_prepared(store, data)
-    record = begin_attempt(store, config, data=data, digest=prepared.digest, commit=commit)
+    record = begin_attempt(
+        store, config, data=data, digest=prepared.digest, commit=commit, patience=patience
+    )
     job = json.loads(os.environ.get(JOB_VARIABLE) or "{}").get("metadata", {})
     submission = job.get("job_submission_id")
     about = tracking.describe(
@@ -65,4 +73,4 @@ def begin(
             **(tags or {}),
         },
     )
-    return Attempt(config, record, about)
+    return Attempt(config, record, about, Lease(run_store(store, config.name), record.attempt))

@@ -11,7 +11,7 @@ from t2i_ray import tracking
 from t2i_ray.config import Config, parse_config
 from t2i_ray.data import ChangedCaptions, Prepared, WrongCaptions, open_prepared, prepare, resolved
 from t2i_ray.launch.aside import Aside
-from t2i_ray.launch.attempt import begin
+from t2i_ray.launch.attempt import Attempt, begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
@@ -27,10 +27,10 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
         UserError: something to mend before any worker starts.
     """
     with lines_of(config.name):
-        return _train(config, commit, diff)
+        return _begin(config, commit, diff)
 
 
-def _train(config: Config, commit: str, diff: str) -> int:
+def _begin(config: Config, commit: str, diff: str) -> int:
     config = with_pinned_encoder(with_absolute_paths(config))
     store = open_store(config.storage)
     check_writable(store)
@@ -44,6 +44,13 @@ def _train(config: Config, commit: str, diff: str) -> int:
         if not record.published:
             sync(store, record, config)
         return 0
+    with run.lease:
+        return _train(config, store, data, run)
+
+
+def _train(config: Config, store: Store, data: str, run: Attempt) -> int:
+    """The attempt that was begun, to its end."""
+    record = run.record
     job = run.job(make_shared_once(config, data))
     cluster, steps = config.cluster, config.train.steps
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from t2i_ray.claims import Number, check
 from t2i_ray.config import Config, parse_config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
 from t2i_ray.lines import lines_of
 from t2i_ray.runs import Scores, run_store
-from t2i_ray.storage import Store, open_store
+from t2i_ray.storage import FencedStore, Store, open_store
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -38,11 +40,13 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     config = parse_config(job["config"])
     store = open_store(config.storage)
 
-    place = run_store(store, config.name).uri
+    here = run_store(store, config.name)
+    place, own = here.uri, Number(job["about"]["attempt"])
+    fenced = FencedStore(store, lambda: check(here, own))
 
     def report(step: int, measured: dict[str, float]) -> None:
         if measured:
-            Scores(store, config.name).add(step, measured)
+            Scores(fenced, config.name).add(step, measured)
         ray.train.report({"step": step, "checkpoint": f"{place}/checkpoints/step_{step:08d}"})
 
     with lines_of(config.name):
@@ -90,6 +94,10 @@ def fit_workers(
     from t2i_ray.launch.trainer import LeanTorchTrainer
 
     cluster = config.cluster
+    # A worker that stands still: its peers' collectives end, or those with Ray, or the controller
+    # no longer waits for its answer.
+    for watch_over in ("COLLECTIVE", "WORKER_HEALTH_CHECK"):
+        os.environ.setdefault(f"RAY_TRAIN_{watch_over}_TIMEOUT_S", str(cluster.timeout_s))
     path, filesystem = ray_storage(config, store)
     trainer = LeanTorchTrainer(
         work,
@@ -102,7 +110,9 @@ def fit_workers(
             use_gpu=cluster.gpu,
             resources_per_worker={"CPU": cluster.threads, **({"GPU": 1} if cluster.gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.gpu else "gloo", timeout_s=cluster.timeout_s
+        ),
         run_config=RunConfig(
             name=f"{config.name}-{attempt}",
             storage_path=path,

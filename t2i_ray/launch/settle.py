@@ -8,6 +8,7 @@ from typing import Any
 
 from t2i_ray import tracking
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.claims import Number, Superseded, check
 from t2i_ray.config import Config, parse_config
 from t2i_ray.generate import MODEL_TENSORS, export
 from t2i_ray.runs import RunRecord, is_lost, now, read_run, run_store, write_run
@@ -26,10 +27,17 @@ def settle(
 
     A run that is alone, and not one of many, also says so and gives MLflow its model.
     """
+    try:
+        check(run_store(store, record.name), Number(record.attempt))
+    except Superseded as why:  # what its record says is the other one's affair
+        record.status = "FAILED"
+        print(f"{record.name}: {why}; nothing more is written here", flush=True)
+        return
     record.status = outcome["status"]
     reason = outcome.get("reason")  # perhaps the words of some library's exception
     record.reason = tracking.scrub(reason) if reason else None
     record.step = outcome.get("step", record.step)
+    record.rollbacks = outcome.get("rollbacks", record.rollbacks)
     record.attempts[-1].ended = now()
     write_run(store, record)
     # A worker that could not publish has waited already.

@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 from t2i_ray import config
 from t2i_ray.config import UserError
 from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key
+from t2i_ray.storage.fenced import FencedStore
 from t2i_ray.storage.local import LocalStore
 from t2i_ray.storage.opened import open_key
 
 __all__ = [
     "JOB_VARIABLE",
+    "FencedStore",
     "LocalStore",
     "MissingKey",
     "Stamp",

@@ -95,6 +95,8 @@ class Store(ABC):
             return json.loads(self.read(key))
         except MissingKey:
             return default
+        except RecursionError:
+            raise ValueError(f"{self.uri}/{key}: nested too deeply") from None
 
     def write_json(self, key: str, value: Any) -> None:
         """Replace the key by a JSON value."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from t2i_ray import tracking
+from t2i_ray.claims import Lease, claim_attempt
 from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import (
@@ -42,6 +43,13 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     if sweep.search.method == "tpe":
         load_optuna()
     key = _remember(store, sweep)
+    place = store.within(f"sweeps/{sweep.name}")
+    with Lease(place, claim_attempt(place, sweep.name)):
+        return _tune(sweep, store, key, commit, diff)
+
+
+def _tune(sweep: Sweep, store: Store, key: str, commit: str, diff: str) -> int:
+    """What this driver alone is at work on, to its end."""
     connect(sweep.run)
     # After connect(): Ray reads its settings from the environment when it is imported.
     from t2i_ray.sweep.tuning import concurrent

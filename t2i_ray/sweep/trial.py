@@ -21,7 +21,7 @@ from t2i_ray.config import Config, parse_config, with_values
 from t2i_ray.launch import Attempt, begin, fit_workers, gauges, settle
 from t2i_ray.lines import lines_of
 from t2i_ray.runs import (
-    DIVERGED,
+    HOPELESS,
     PRUNED,
     PRUNED_KEY,
     STEP,
@@ -60,7 +60,17 @@ def _run(task: dict[str, Any], settings: Config) -> None:
             _test(store, record, task["test"])
         return
     run_store(store, settings.name).delete(PRUNED_KEY)
-    run = begin(settings, store, task["data"], commit=task["commit"], tags=task["tags"])
+    # A trial of a sweep that was killed may take a moment to be gone.
+    run = begin(
+        settings, store, task["data"], commit=task["commit"], tags=task["tags"], patience=30
+    )
+    with run.lease:
+        _go(store, run, task, told)
+
+
+def _go(store: Store, run: Attempt, task: dict[str, Any], told: Told) -> None:
+    """The attempt that was begun, to its end."""
+    settings = run.config
     try:
         told.tell()
         outcome = _train(store, run, task, told)
@@ -87,7 +97,7 @@ def _run(task: dict[str, Any], settings: Config) -> None:
 
 def has_ended(record: RunRecord) -> bool:
     """Whether a trial needs no more training: finished, stopped for good, or hopeless."""
-    return record.status == "FINISHED" or (record.reason or "").startswith((PRUNED, DIVERGED))
+    return record.status == "FINISHED" or (record.reason or "").startswith((PRUNED, *HOPELESS))
 
 
 def _train(store: Store, run: Attempt, task: dict[str, Any], told: Told) -> dict[str, Any]:

@@ -1,6 +1,14 @@
 """MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
 
-from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe, scrub
+from t2i_ray.tracking.about import (
+    REASON_TAG,
+    ROLLBACKS_TAG,
+    About,
+    Dataset,
+    describe,
+    scrub,
+    tag,
+)
 from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import (
@@ -23,6 +31,7 @@ from t2i_ray.tracking.tracker import Tracker, add, sync
 
 __all__ = [
     "REASON_TAG",
+    "ROLLBACKS_TAG",
     "SETTING_TAG",
     "STAGE_TAG",
     "SWEEP_TAG",
@@ -46,4 +55,5 @@ __all__ = [
     "scrub",
     "set_status",
     "sync",
+    "tag",
 ]

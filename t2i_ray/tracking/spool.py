@@ -90,10 +90,16 @@ class Spool:
 
     # ---------------------------------------------------------------------- committing
 
-    def snapshot(self, step: int) -> dict[str, Any]:
-        """Everything not known to be published, as JSON for the checkpoint of ``step``."""
+    def snapshot(self, step: int, held: bool = False) -> dict[str, Any]:
+        """Everything not known to be published, as JSON for the checkpoint of ``step``.
+
+        Held: that checkpoint being durable commits nothing, since the run may go back behind it.
+        """
         self._snapshots[step] = self._end()
+        rows, artifacts = (a - b for a, b in zip(self._committed, self._gone, strict=True))
+        committed = {"step": self.step, "rows": rows, "artifacts": artifacts}
         return {
+            **({"committed": committed} if held else {}),
             "step": step,
             "base": self.base,
             "names": [list(names) for names in self._names],
@@ -106,7 +112,7 @@ class Spool:
 
     @classmethod
     def restore(cls, document: Mapping[str, Any]) -> Spool:
-        """The spool of a checkpoint that was loaded, hence was durable: all is committed."""
+        """The spool of a checkpoint that was loaded, hence durable: all not held is committed."""
         spool = cls(document["step"])
         if document["base"] is not None:
             spool.base = document["base"]
@@ -118,6 +124,9 @@ class Spool:
         spool._values = array("d", [math.nan if v is None else v for v in document["values"]])
         spool._artifacts = [Artifact(key, path) for key, path in document["artifacts"]]
         spool._committed = spool._end()
+        if held := document.get("committed"):
+            spool.step = held["step"]
+            spool._committed = _Mark(held["rows"], held["artifacts"])
         return spool
 
     def commit(self, step: int | None = None) -> None:

@@ -77,12 +77,15 @@ class Tracker:
 
     # --------------------------------------------------------------------- what is durable
 
-    def snapshot(self, step: int) -> dict[str, Any]:
-        """What is not published yet, as JSON, for the checkpoint of ``step``."""
+    def snapshot(self, step: int, held: bool = False) -> dict[str, Any]:
+        """What is not published yet, as JSON, for the checkpoint of ``step``.
+
+        Held: ``commit`` will not be called for this checkpoint, but for a later one.
+        """
         if not self._on:
             return {}
         with self._changed:
-            return {"about": self._about.to_json(), "spool": self._spool.snapshot(step)}
+            return {"about": self._about.to_json(), "spool": self._spool.snapshot(step, held)}
 
     def commit(self, step: int | None = None) -> None:
         """The checkpoint of ``step`` is durable: publish what its snapshot held.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,17 +14,19 @@ import torch
 
 from t2i_ray import report
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.claims import Superseded
 from t2i_ray.config import Config
 from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder, to_document
 from t2i_ray.encoders.saved import pretrained_files
 from t2i_ray.family import Family, Objective
 from t2i_ray.generate import to_uint8
-from t2i_ray.runs import run_store
+from t2i_ray.runs import Scores, run_store
 from t2i_ray.storage import StorageError, Store
-from t2i_ray.tracking import About, Tracker, resolve
+from t2i_ray.tracking import ROLLBACKS_TAG, About, Tracker, resolve, tag
 from t2i_ray.train.cost import Cost
 from t2i_ray.train.feed import Feed
+from t2i_ray.train.guards import ROLLBACKS_KEY, Guard
 from t2i_ray.train.progress import Progress
 from t2i_ray.train.pulse import Pulse
 from t2i_ray.train.scoring import Scoring
@@ -34,6 +38,7 @@ GRID_CAPTIONS = 8
 GRID_NOISES = 6
 STATISTICS_BATCHES = 16
 LOOK_EVERY = 1.0  # seconds between two looks for a reason to go on elsewhere
+WAITS, MAY, MAY_NOT = 0, 1, 2  # whether a checkpoint may be saved now
 
 
 class Bystander:
@@ -41,6 +46,7 @@ class Bystander:
 
     def __init__(self, *_: object) -> None:
         self.measured: dict[str, float] = {}  # on the weights of the last checkpoint, if at all
+        self.superseded: str | None = None  # who has taken over, once that is known
 
     @property
     def stop_requested(self) -> bool:
@@ -76,11 +82,26 @@ class Bystander:
         """What only rank 0 knows, as watch.GAUGES names it."""
         return {}
 
+    def may_save(self, patience: float) -> int:  # noqa: ARG002
+        """MAY; WAITS if the last checkpoint is not written after so many seconds; MAY_NOT."""
+        return MAY
+
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint."""
 
-    def give_up(self) -> None:
-        """The run has failed for good: MLflow may show also what no checkpoint covers."""
+    def lacks_diversity(self, step: int, objective: Objective) -> bool:  # noqa: ARG002
+        """Whether the pictures of the sample grid are too much alike."""
+        return False
+
+    def go_back(self, step: int, reason: str) -> None:
+        """Forget what is later than the point to go back to, where training will go on."""
+
+    def give_up(self) -> str:
+        """The run has failed for good: MLflow may show also what no checkpoint covers.
+
+        Says which checkpoint is the last good one.
+        """
+        return ""
 
     def close(self, *, in_haste: bool = False) -> bool:  # noqa: ARG002
         """Finish; whether MLflow has everything."""
@@ -101,8 +122,10 @@ class Chief(Bystander):
         encoder: Encoder,
         feed: Feed,
         world: int,
+        guard: Guard,
     ) -> None:
         self._job = job
+        self._guard = guard
         self._config = config
         self._root = store
         self._store = run_store(store, config.name)
@@ -116,19 +139,20 @@ class Chief(Bystander):
         self._refreshed = -1  # the step whose averaged generator has its statistics
         self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
-        self.measured: dict[str, float] = {}
+        super().__init__()
         state = checkpoint.documents["state"] if checkpoint else None
         if checkpoint and state:
             self.measured = state["measured"]
             history = checkpoint.tensors.get("history", {})
             self._history = {name: column.tolist() for name, column in history.items()}
-        self._tracker = Tracker(
-            resolve(config),
-            About.from_json(job.about).here(),
-            store,
-            checkpoint.documents["tracking"] if checkpoint else None,
-        )
         start = checkpoint.step if checkpoint else 0
+        about = About.from_json(job.about).here()
+        if guard.rollbacks:
+            about = replace(about, tags={**about.tags, ROLLBACKS_TAG: tag(guard.told())})
+            if guard.rollbacks[-1]["to"] == start:
+                self._marks = {**self._marks, "guard/rate": guard.rate}
+        snapshot = checkpoint.documents["tracking"] if checkpoint else None
+        self._tracker = Tracker(resolve(config), about, store, snapshot)
         if checkpoint and not job.quiet:
             print(f"{config.name}: continues from step {start}", flush=True)
         self._progress = Progress(config.name, start, config.train.steps, config.train.batch_size)
@@ -155,9 +179,10 @@ class Chief(Bystander):
         """Take down a step's losses, for MLflow and for the loss figure."""
         self._tracker.log(step, {**losses, **self._marks})
         self._marks = {}
-        self._history.setdefault("step", []).append(step)
-        for name, value in losses.items():
-            self._history.setdefault(name, []).append(value)
+        before = self._history.setdefault("step", [])
+        for name, value in losses.items():  # one that a former version did not log starts late
+            self._history.setdefault(name, [math.nan] * len(before)).append(value)
+        before.append(step)
         self._pulse.step = step
         speed = self._progress.images_per_second(step)
         if line := self._progress.line(step, losses):
@@ -188,15 +213,25 @@ class Chief(Bystander):
         """The grid of fixed captions by fixed noises, by the averaged generator."""
         if not isinstance(objective, Family):
             return
-        captions = self._grid_captions()
-        noise = self._feed.noise("grid", count=GRID_NOISES)
-        self._refresh(step, objective)
-        images = objective.sample(
-            noise.repeat(len(captions), 1),
-            self._feed.rows(np.repeat(captions, GRID_NOISES)),
-        )
+        captions, images = self._grid(step, objective)
         png = report.sample_grid(to_uint8(images), [self._prepared.captions[i] for i in captions])
         self.artifact(f"samples/step_{step:08d}.png", png)
+
+    def lacks_diversity(self, step: int, objective: Objective) -> bool:
+        """Whether the pictures of the sample grid are too much alike."""
+        if not isinstance(objective, Family):
+            return False
+        diversity = self._grid(step, objective)[1].double().std(dim=0).mean().item()
+        self._tracker.log(step, {"guard/diversity": diversity})
+        return self._guard.lacks_diversity(diversity)
+
+    def _grid(self, step: int, family: Family) -> tuple[np.ndarray, torch.Tensor]:
+        """Captions of the sample grid [c], and its pictures [c * GRID_NOISES, 3, S, S]."""
+        captions = self._grid_captions()
+        noise = self._feed.noise("grid", count=GRID_NOISES)
+        self._refresh(step, family)
+        rows = self._feed.rows(np.repeat(captions, GRID_NOISES))
+        return captions, family.sample(noise.repeat(len(captions), 1), rows)
 
     def _grid_captions(self) -> np.ndarray:
         """The first captions of pictures spread over the validation split, or else training."""
@@ -224,6 +259,16 @@ class Chief(Bystander):
         self._scores = step, scores
         self._tracker.log(step, scores)
 
+    def may_save(self, patience: float) -> int:
+        """MAY; WAITS if the last checkpoint is not written after so many seconds; MAY_NOT."""
+        written = False
+        try:
+            written = self._checkpoints.wait(patience)
+        except Superseded as why:
+            self.superseded = str(why)
+        self.superseded = self.superseded or self._pulse.superseded
+        return MAY_NOT if self.superseded else MAY if written else WAITS
+
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
         self._refresh(step, objective)
@@ -237,6 +282,7 @@ class Chief(Bystander):
                 weights = objective.encoder_ema.state_dict()
                 for name, data in pretrained_files(self._encoder, weights).items():
                     self.artifact(f"encoder/{name}", data)
+        held = self._guard.holds(step)
         history = {
             name: torch.tensor(column, dtype=torch.float64)
             for name, column in self._history.items()
@@ -250,14 +296,16 @@ class Chief(Bystander):
                     **self._cost.state,
                     "measured": self.measured,
                     "about": self._job.about["tags"],
+                    "guard": self._guard.state(),
                 },
                 "config": self._config.model_dump(mode="json"),
                 "encoder": to_document(self._encoder),
-                "tracking": self._tracker.snapshot(step),
+                "tracking": self._tracker.snapshot(step, held),
             },
             score=self.measured.get(self._config.checkpoint.best or ""),
+            needed=[self._guard.good],
             first=self._write_files,
-            on_durable=self._tracker.commit,
+            on_durable=None if held else self._tracker.commit,
         )
 
     def artifact(self, key: str, data: bytes) -> None:
@@ -272,12 +320,26 @@ class Chief(Bystander):
             self._store.write(key, data)
             del self._files[key]
 
-    def give_up(self) -> None:
-        """The run has failed for good: MLflow may show also what no checkpoint covers."""
+    def go_back(self, step: int, reason: str) -> None:
+        """Forget what is later than the point to go back to, where training will go on."""
+        to, noted = self._guard.good, self._guard.go_back(step, reason)
+        print(f"{self._config.name}: {reason}; goes back to step {to}", flush=True)
+        self._checkpoints.wait()
+        self._store.write_json(ROLLBACKS_KEY, noted)  # first: see guards.py
+        self._checkpoints.forget_after(to)
+        Scores(self._root, self._config.name).forget_after(to)
+
+    def give_up(self) -> str:
+        """The run has failed for good: MLflow may show also what no checkpoint covers.
+
+        Says which checkpoint is the last good one.
+        """
         self._checkpoints.wait()
         with suppress(StorageError):
             self._write_files()  # no checkpoint will come and do it
         self._tracker.commit()
+        good = [step for step in self._checkpoints.steps() if step <= self._guard.good]
+        return f"the last good checkpoint is of step {good[-1]}" if good else "no good checkpoint"
 
     def close(self, *, in_haste: bool = False) -> bool:
         """Wait for the last checkpoint, then a while for MLflow to take what is left.
@@ -285,7 +347,10 @@ class Chief(Bystander):
         In haste not so: whoever goes on from the checkpoint has it.
         """
         self._pulse.close()
-        self._checkpoints.wait()
+        try:
+            self._checkpoints.wait()
+        except Superseded as why:
+            self.superseded = str(why)
         self._checkpoints.close()
         # What is left is in the checkpoint: an outage need not hold up the end.
         patience = 0.5 if in_haste else 5 if self._tracker.in_outage else 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,15 +10,17 @@ import numpy as np
 import torch
 
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
+from t2i_ray.claims import Superseded, check, claim_term
 from t2i_ray.config import Config, parse_config
 from t2i_ray.data import Prepared, open_prepared
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder, scripts_of
 from t2i_ray.families import objective_of
 from t2i_ray.family import Objective
-from t2i_ray.runs import DIVERGED, Status, run_store
-from t2i_ray.storage import Store, open_store
-from t2i_ray.train.chief import Bystander, Chief
+from t2i_ray.runs import Status, run_store
+from t2i_ray.storage import FencedStore, Store, open_store
+from t2i_ray.train.chief import MAY_NOT, WAITS, Bystander, Chief
 from t2i_ray.train.feed import Feed
+from t2i_ray.train.guards import ROLLBACKS_KEY, Guard
 from t2i_ray.train.watch import Show, Watch
 from t2i_ray.train.worker import Worker
 
@@ -47,6 +48,7 @@ class Outcome:
     reason: str | None = None
     published: bool = True
     moves: bool = False  # it left, with a checkpoint, to be started again at once elsewhere
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # see guards.py
 
 
 Report = Callable[[int, dict[str, float]], None]
@@ -74,13 +76,30 @@ def train(
     """
     config = parse_config(job.config)
     worker.prepare_torch(config)
-    step, feed, objective, chief = _open(job, config, worker)
+    while (outcome := _train(job, config, worker, report, notice, show)) is None:
+        pass  # gone back to an earlier checkpoint, from which it goes on as after a kill
+    return outcome
+
+
+def _train(
+    job: Job,
+    config: Config,
+    worker: Worker,
+    report: Report | None,
+    notice: Notice | None,
+    show: Show | None,
+) -> Outcome | None:
+    """Until done, asked to stop or to move, or in need to go back (None): see guards.py."""
+    try:
+        step, feed, objective, chief, guard = _open(job, config, worker)
+    except Superseded as why:
+        return Outcome("KILLED", 0, str(why), published=False)
     watch = Watch(config, worker, feed, chief, show)
     resumed = step > 0
     micro_batches = config.train.micro_batches
     last = config.train.steps if job.until is None else job.until
     status: Status = "FINISHED" if last == config.train.steps else "RUNNING"
-    reason = move = None
+    reason = wrong = move = None
     try:
         if resumed and report:  # the attempt before may have died right before it could
             report(step, chief.measured)
@@ -91,22 +110,35 @@ def train(
             step += 1
 
             ends = step == config.train.steps
-            saves = step == last or _checkpoint_due(config, step)
+            saves = step == last or _checkpoint_due(config, step) or guard.saves(step)
+            logs = saves or step % config.train.log_every == 0
             stop = False
-            if saves or step % config.train.log_every == 0:
+            if logs or guard.looks_always:
+                values |= objective.gradient_norms(worker.world)
                 losses, (stop, look) = worker.total(values, chief.stop_requested, chief.look_due)
-                if not all(map(math.isfinite, losses.values())):
-                    status, reason = "FAILED", f"{DIVERGED} at step {step}: {losses}"
-                    chief.give_up()
+                if wrong := guard.look(step, losses):
                     break
-                watch.tell(step, losses)
-                chief.log(step, losses)
+                if logs:
+                    watch.tell(step, losses)
+                    chief.log(step, losses)
                 move = notice() if notice and look and not ends else None
+            if guard.looks_at_pictures(step) and worker.agree(
+                chief.lacks_diversity(step, objective)
+            ):
+                wrong = guard.without_diversity(step)
+                break
             if chief.samples_due(step) or ends:
                 chief.sample(step, objective)
             if chief.evaluation_due(step):
                 chief.evaluate(step, objective)
             if saves or stop or move:
+                # While the store is away, the others are told that rank 0 lives.
+                while (may := worker.agree(chief.may_save(config.cluster.timeout_s / 4))) == WAITS:
+                    pass
+                if may == MAY_NOT:
+                    status, reason, move = "KILLED", chief.superseded, None
+                    break
+                guard.reach(step)
                 chief.save(step, objective)
                 if report and not move:  # else whoever goes on does so, at once
                     report(step, chief.measured)
@@ -116,12 +148,18 @@ def train(
             if move:
                 status, reason = "RUNNING", f"left at step {step}: {move}"
                 break
+        if wrong and guard.may_go_back:
+            chief.go_back(step, wrong)
+        elif wrong:
+            status, reason = "FAILED", f"{wrong}; {chief.give_up()}"
     finally:
         watch.close()
         published = chief.close(in_haste=bool(move))
+    if wrong and guard.may_go_back:
+        return None
     if move:  # the first to leave ends all: not before rank 0's checkpoint is durable
         worker.agree(step)
-    return Outcome(status, step, reason, published, bool(move))
+    return Outcome(status, step, reason, published, bool(move), guard.rollbacks)
 
 
 class _Opened(NamedTuple):
@@ -131,11 +169,16 @@ class _Opened(NamedTuple):
     feed: Feed
     objective: Objective
     chief: Bystander
+    guard: Guard
 
 
 def _open(job: Job, config: Config, worker: Worker) -> _Opened:
-    """As the newest sound checkpoint has it, or anew."""
-    store = open_store(config.storage)
+    """As the newest sound checkpoint has it, or anew.
+
+    Raises:
+        Superseded: on every rank, if somebody else is at work on the run.
+    """
+    store = _fenced(open_store(config.storage), config.name, job, worker)
     prepared = open_prepared(store, job.data)
     checkpoints = Checkpoints(
         run_store(store, config.name).within("checkpoints"),
@@ -143,14 +186,49 @@ def _open(job: Job, config: Config, worker: Worker) -> _Opened:
         best_mode=config.checkpoint.best_mode,
     )
     checkpoint = _agreed_checkpoint(checkpoints, worker)
+    guard = _guard(config, run_store(store, config.name), checkpoint)
     encoder = _encoder(config, prepared, checkpoint, job)
     rows = caption_rows(encoder, prepared.captions, store)
     feed = Feed(config, prepared, rows, worker.device, read=encoder.rows)
     weights = _weights(job, store, checkpoint)
     objective = _objective(config, encoder, worker, weights, feed.words)
+    for learner in objective.learners.values():
+        learner.scale = guard.rate
     role = Chief if worker.is_chief else Bystander
-    chief = role(job, config, store, checkpoints, checkpoint, prepared, encoder, feed, worker.world)
-    return _Opened(checkpoint.step if checkpoint else 0, feed, objective, chief)
+    chief = role(
+        job, config, store, checkpoints, checkpoint, prepared, encoder, feed, worker.world, guard
+    )
+    return _Opened(checkpoint.step if checkpoint else 0, feed, objective, chief, guard)
+
+
+def _fenced(store: Store, name: str, job: Job, worker: Worker) -> Store:
+    """The store, through which rank 0 writes as long as nobody has taken over.
+
+    Raises:
+        Superseded: on every rank, if somebody has already.
+    """
+    place, attempt = run_store(store, name), job.about["attempt"]
+    why = Superseded(f"attempt {attempt} of {name} is not the latest one")
+    if worker.is_chief:
+        try:
+            own = claim_term(place, attempt)
+        except Superseded as error:
+            why = error
+        else:
+            worker.agree(True)
+            return FencedStore(store, lambda: check(place, own))
+    if not worker.agree(False):
+        raise why
+    return store
+
+
+def _guard(config: Config, place: Store, checkpoint: Checkpoint | None) -> Guard:
+    """What was seen up to this checkpoint, on which all ranks have agreed."""
+    step, state = 0, None
+    if checkpoint:
+        step, state = checkpoint.step, checkpoint.documents["state"].get("guard")
+    noted = place.read_json(ROLLBACKS_KEY, []) if config.guard.counts else []
+    return Guard(config, step, state, noted)
 
 
 def _checkpoint_due(config: Config, step: int) -> bool:

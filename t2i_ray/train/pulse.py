@@ -9,6 +9,7 @@ import socket
 import threading
 from contextlib import suppress
 
+from t2i_ray.claims import Superseded
 from t2i_ray.runs import now
 from t2i_ray.storage import StorageError, Store
 
@@ -20,6 +21,7 @@ class Pulse:
 
     def __init__(self, store: Store, step: int) -> None:
         self.stop_requested = False
+        self.superseded: str | None = None  # who has taken over, once that is known
         self.step = step
         self.images_per_second = 0.0
         self._store = store
@@ -34,6 +36,9 @@ class Pulse:
                 self.stop_requested = self.stop_requested or self._store.exists("stop")
                 if beats % 10 == 0:
                     self._tell()
+            except Superseded as why:
+                self.superseded, self.stop_requested = str(why), True
+                return
             except Exception as error:  # a store that is away for a while must not end training
                 log.warning("storage did not answer: %s", error)
                 self._closing.wait(5)
@@ -53,5 +58,5 @@ class Pulse:
         """End the thread after a last word."""
         self._closing.set()
         self._thread.join(timeout=10)
-        with suppress(StorageError):
+        with suppress(StorageError, Superseded):
             self._tell()

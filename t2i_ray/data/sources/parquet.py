@@ -194,7 +194,10 @@ class _Pictures:
             self._first, self._values = self._starts[group], pa.array([])
         while row >= self._first + len(self._values):
             self._first += len(self._values)
-            self._values = next(self._batches)[self._column]
+            batch = next(self._batches, None)
+            if batch is None:  # StopIteration would end a loop over tasks, and say nothing
+                raise Rejected("damaged Parquet: it has fewer rows than it says")
+            self._values = batch[self._column]
         return self._values[row - self._first].as_py()
 
 
