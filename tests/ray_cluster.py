@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from servers import Radosgw, free_port
+from servers import Radosgw, Redis, free_port
 
 BIN = Path(sys.executable).parent
 
@@ -85,6 +85,7 @@ class RayCluster:
         cpus: logical CPUs of the head.
         nodes: logical CPUs of each further node.
         env: more variables for all nodes.
+        redis: where the head keeps its state, so that it survives the head; None: in memory.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class RayCluster:
         cpus: int = 4,
         nodes: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
+        redis: Redis | None = None,
     ) -> None:
         self.folder = folder
         self.cpus = cpus
@@ -102,11 +104,18 @@ class RayCluster:
         self.token = secrets.token_hex(16)
         self._wanted = nodes
         self._env = env or {}
+        self._redis = redis
         self._added = 0
         self._scratch: str | None = None
         (folder / "home").mkdir(parents=True)
         (folder / "token").write_text(self.token)
         (folder / "token").chmod(0o600)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The head's."""
+        assert self.head
+        return self.head.process
 
     @property
     def env(self) -> dict[str, str]:
@@ -134,11 +143,15 @@ class RayCluster:
         return {k: v for k, v in {**self.env, **self._env}.items() if k != "RAY_ADDRESS"}
 
     def start(self) -> None:
-        """Start all nodes, and wait until jobs can be submitted."""
+        """Start all nodes, and wait until jobs can be submitted and all have joined."""
+        self.start_nodes()
+        self.wait_for_nodes(1 + len(self._wanted))
+
+    def start_nodes(self) -> None:
+        """Start all nodes; jobs can be submitted, but the further ones have yet to join."""
         self.start_head()
         for cpus in self._wanted:
             self.add_node(cpus)
-        self.wait_for_nodes(1 + len(self._wanted))
 
     def start_head(self) -> None:
         """Start the head, for the first time or again on the same ports."""
@@ -149,7 +162,11 @@ class RayCluster:
             f"--dashboard-port={self.dashboard_port}",
             f"--ray-client-server-port={free_port()}",
         ]  # fmt: skip
-        self.head = RayNode(self.folder, arguments, self._node_env)
+        env = self._node_env
+        if self._redis:
+            env["RAY_REDIS_ADDRESS"] = f"127.0.0.1:{self._redis.port}"
+            arguments += [f"--redis-password={self._redis.password}"]
+        self.head = RayNode(self.folder, arguments, env)
         self.wait_until_jobs_api_answers()
 
     def add_node(self, cpus: int, env: Mapping[str, str] | None = None) -> RayNode:
@@ -204,9 +221,9 @@ class RayCluster:
                 self.get("/api/jobs/")
                 return
             except (OSError, ValueError):
-                assert self.head
-                if time.monotonic() > deadline or self.head.process.poll() is not None:
-                    raise RuntimeError(f"Ray did not start: {self.head.printed}") from None
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    log = (self.folder / "ray.out").read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"Ray did not start: {log}") from None
                 time.sleep(0.3)
 
     def stop(self) -> None:

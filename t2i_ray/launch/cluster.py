@@ -25,6 +25,11 @@ OWN_CLUSTER_SETTINGS = {
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # nobody reads them without a dashboard
     "LOG_NAME_UPDATE_INTERVAL_S": "2",
 }
+# Many S3 servers other than AWS refuse checksums in trailers, the default of AWS's libraries.
+PLAIN_CHECKSUMS = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
 
 
 def connect(config: Config) -> None:
@@ -37,7 +42,10 @@ def connect(config: Config) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
     alone = address in (None, "", "local")
-    for name, value in {**RAY_SETTINGS, **(OWN_CLUSTER_SETTINGS if alone else {})}.items():
+    settings = {**RAY_SETTINGS, **(OWN_CLUSTER_SETTINGS if alone else {})}
+    if config.storage.endpoint:
+        settings |= PLAIN_CHECKSUMS
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         try:
@@ -118,8 +126,7 @@ def worker_environment(config: Config) -> dict[str, str]:
     if uri and "@" not in uri:
         variables["MLFLOW_TRACKING_URI"] = uri
     if config.storage.endpoint:
-        variables["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
-        variables["AWS_RESPONSE_CHECKSUM_VALIDATION"] = "when_required"
+        variables |= PLAIN_CHECKSUMS
     # What the run's own config names may be imported too when its checkpoints are drawn from.
     classes = [name for _, name in classes_in(config.model_dump(mode="json"))]
     if allowed := [*os.environ.get(TARGETS, "").split(), *classes]:
