@@ -105,8 +105,10 @@ class RayCluster:
         self._wanted = nodes
         self._env = env or {}
         self._redis = redis
-        self._added = 0
-        self._scratch: str | None = None
+        self._added = self._heads = 0
+        # Sockets lie below, whose paths must be short. One folder a node: two that share one may
+        # take the same socket, and of two clusters that do, jobs may join the newer.
+        self._scratch = tempfile.mkdtemp(prefix="t2i-ray-")
         (folder / "home").mkdir(parents=True)
         (folder / "token").write_text(self.token)
         (folder / "token").chmod(0o600)
@@ -154,13 +156,19 @@ class RayCluster:
             self.add_node(cpus)
 
     def start_head(self) -> None:
-        """Start the head, for the first time or again on the same ports."""
+        """Start the head, for the first time or again on the same ports.
+
+        Again it is as on another machine: in the folder of before, Ray would find an address that
+        the other nodes' processes, here on the same machine, make it believe in.
+        """
+        self._heads += 1
         arguments = [
             "--head", "--node-ip-address=127.0.0.1",
             f"--port={self.port}", f"--num-cpus={self.cpus}",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
             f"--ray-client-server-port={free_port()}",
+            f"--temp-dir={self._scratch}/head-{self._heads}",
         ]  # fmt: skip
         env = self._node_env
         if self._redis:
@@ -172,8 +180,6 @@ class RayCluster:
     def add_node(self, cpus: int, env: Mapping[str, str] | None = None) -> RayNode:
         """Start one more node, which joins in a few seconds."""
         self._added += 1
-        # Sockets lie below, whose paths must be short; nodes that share it may take the same one.
-        self._scratch = self._scratch or tempfile.mkdtemp(prefix="t2i")
         node = RayNode(
             self.folder / f"node-{self._added}",
             [
@@ -202,7 +208,8 @@ class RayCluster:
             nodes = self.get("/nodes?view=summary")["data"]["summary"]
         except (OSError, ValueError):
             return []
-        return sorted(node["ip"] for node in nodes if node["raylet"].get("state") == "ALIVE")
+        raylets = [node["raylet"] for node in nodes]
+        return sorted(r["nodeManagerAddress"] for r in raylets if r.get("state") == "ALIVE")
 
     def get(self, path: str) -> Any:
         """What the dashboard answers, as JSON."""
@@ -231,8 +238,7 @@ class RayCluster:
         for node in [*reversed(self.nodes), *([self.head] if self.head else [])]:
             if node.process.poll() is None:
                 node.stop()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _below(pid: int) -> list[int]:
