@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from servers import Radosgw, free_port
+from servers import Radosgw, Redis, free_port
 
 BIN = Path(sys.executable).parent
 #: What every process of the cluster knows besides its token and the S3 key, and must not tell.
@@ -91,6 +91,7 @@ class RayCluster:
         cpus: logical CPUs of the head.
         nodes: logical CPUs of each further node.
         env: more variables for all nodes.
+        redis: where the head keeps its state, so that it survives the head; None: in memory.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class RayCluster:
         cpus: int = 4,
         nodes: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
+        redis: Redis | None = None,
     ) -> None:
         self.folder = folder
         self.cpus = cpus
@@ -108,11 +110,20 @@ class RayCluster:
         self.token = secrets.token_hex(16)
         self._wanted = nodes
         self._env = env or {}
-        self._added = 0
-        self._scratch: str | None = None
+        self._redis = redis
+        self._added = self._heads = 0
+        # Sockets lie below, whose paths must be short. One folder a node: two that share one may
+        # take the same socket, and of two clusters that do, jobs may join the newer.
+        self._scratch = tempfile.mkdtemp(prefix="t2i-ray-")
         (folder / "home").mkdir(parents=True)
         (folder / "token").write_text(self.token)
         (folder / "token").chmod(0o600)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The head's."""
+        assert self.head
+        return self.head.process
 
     @property
     def env(self) -> dict[str, str]:
@@ -155,14 +166,23 @@ class RayCluster:
         raise RuntimeError("the cluster does not run")
 
     def start(self) -> None:
-        """Start all nodes, and wait until jobs can be submitted."""
+        """Start all nodes, and wait until jobs can be submitted and all have joined."""
+        self.start_nodes()
+        self.wait_for_nodes(1 + len(self._wanted))
+
+    def start_nodes(self) -> None:
+        """Start all nodes; jobs can be submitted, but the further ones have yet to join."""
         self.start_head()
         for cpus in self._wanted:
             self.add_node(cpus)
-        self.wait_for_nodes(1 + len(self._wanted))
 
     def start_head(self) -> None:
-        """Start the head, for the first time or again on the same ports."""
+        """Start the head, for the first time or again on the same ports.
+
+        Again it is as on another machine: in the folder of before, Ray would find an address that
+        the other nodes' processes, here on the same machine, make it believe in.
+        """
+        self._heads += 1
         arguments = [
             "--head", "--node-ip-address=127.0.0.1",
             f"--port={self.port}", f"--num-cpus={self.cpus}",
@@ -170,15 +190,18 @@ class RayCluster:
             f"--dashboard-port={self.dashboard_port}",
             f"--metrics-export-port={self.metrics_port}",
             f"--ray-client-server-port={free_port()}",
+            f"--temp-dir={self._scratch}/head-{self._heads}",
         ]  # fmt: skip
-        self.head = RayNode(self.folder, arguments, self._node_env)
+        env = self._node_env
+        if self._redis:
+            env["RAY_REDIS_ADDRESS"] = f"127.0.0.1:{self._redis.port}"
+            arguments += [f"--redis-password={self._redis.password}"]
+        self.head = RayNode(self.folder, arguments, env)
         self.wait_until_jobs_api_answers()
 
     def add_node(self, cpus: int, env: Mapping[str, str] | None = None) -> RayNode:
         """Start one more node, which joins in a few seconds."""
         self._added += 1
-        # Sockets lie below, whose paths must be short; nodes that share it may take the same one.
-        self._scratch = self._scratch or tempfile.mkdtemp(prefix="t2i")
         node = RayNode(
             self.folder / f"node-{self._added}",
             [
@@ -207,7 +230,8 @@ class RayCluster:
             nodes = self.get("/nodes?view=summary")["data"]["summary"]
         except (OSError, ValueError):
             return []
-        return sorted(node["ip"] for node in nodes if node["raylet"].get("state") == "ALIVE")
+        raylets = [node["raylet"] for node in nodes]
+        return sorted(r["nodeManagerAddress"] for r in raylets if r.get("state") == "ALIVE")
 
     def get(self, path: str) -> Any:
         """What the dashboard answers, as JSON."""
@@ -226,9 +250,9 @@ class RayCluster:
                 self.get("/api/jobs/")
                 return
             except (OSError, ValueError):
-                assert self.head
-                if time.monotonic() > deadline or self.head.process.poll() is not None:
-                    raise RuntimeError(f"Ray did not start: {self.head.printed}") from None
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    log = (self.folder / "ray.out").read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"Ray did not start: {log}") from None
                 time.sleep(0.3)
 
     def stop(self) -> None:
@@ -236,8 +260,7 @@ class RayCluster:
         for node in [*reversed(self.nodes), *([self.head] if self.head else [])]:
             if node.process.poll() is None:
                 node.stop()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _below(pid: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import socket
 import subprocess
@@ -35,6 +36,42 @@ class S3Server:
     bucket: str
     env: dict[str, str]
     server: Radosgw  # for outages: stop_gateway, start_gateway
+
+
+class Redis:
+    """A Redis server that asks for a password, in which Ray's head keeps its state."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.password = f"planted-{secrets.token_hex(8)}"  # tests look where it must not be
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            # The kernel ends it, should this process be killed before it can.
+            ["setpriv", "--pdeathsig", "KILL", "redis-server", "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdin
+        with self._process.stdin as settings:
+            settings.write(
+                f"port {self.port}\nbind 127.0.0.1\nrequirepass {self.password}\n"
+                'save ""\ndir /tmp\n'
+            )
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("redis-server did not start") from None
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 class Radosgw:

@@ -1,4 +1,4 @@
-"""The command line: bad input gets one line and exit code 2; pictures, data, jobs."""
+"""The command line: bad input gets one line and exit code 2; pictures, data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from ray_cluster import BIN
-from runner import Runner, until
+from runner import Runner
 from servers import S3Server
 from small_configs import write_config
 
 from t2i_ray.cli.commands import prepare_source
+from t2i_ray.config import load_config
+from t2i_ray.launch import with_absolute_paths
 
 Bad = tuple[list[str], list[str]]
 
@@ -230,44 +232,6 @@ def test_prepare_a_folder_and_train_on_it(runner: Runner, tmp_path: Path) -> Non
     assert runner.record("squares").status == "FINISHED"
 
 
-def test_ray_job(runner: Runner) -> None:
-    """Submitted, stopped, submitted again: the commit is passed along, the log is readable."""
-    job = runner.folder / "job"
-    job.mkdir()
-    runner.config("as-a-job").rename(job / "run.yaml")
-    env_vars = {"T2I_RAY_COMMIT": "0123456789abcdef", "PATH": f"{BIN}:/usr/bin:/bin"}
-    options = ["--working-dir", str(job), "--runtime-env-json", json.dumps({"env_vars": env_vars})]
-    command = ["t2i-ray", "train", "run.yaml", "train.steps=400"]
-
-    def ray_job(*arguments: str) -> str:
-        done = subprocess.run(
-            [str(BIN / "ray"), "job", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=runner.cluster.job_env,
-            cwd=runner.folder,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    ray_job("submit", "--no-wait", "--submission-id=first", *options, "--", *command)
-    runner.wait_for_checkpoint("as-a-job", 10)
-    ray_job("stop", "first")
-    until(lambda: runner.record("as-a-job").published)
-    record = runner.record("as-a-job")
-    assert record.status == runner.mlflow_run("as-a-job").info.status == "KILLED"
-    assert runner.checkpoint("as-a-job").step == record.step < 400
-
-    output = ray_job("submit", *options, "--", *command)
-    assert f"continues from step {record.step}" in output
-    assert "step 400/400" in output
-    assert runner.record("as-a-job").status == "FINISHED"
-    tags = runner.mlflow_run("as-a-job").data.tags
-    assert tags["mlflow.source.git.commit"] == "0123456789abcdef"
-    assert tags["t2i_ray.submission"].startswith("raysubmit")
-
-
 def test_relative_path_in_a_job_is_refused(config: Path) -> None:
     done = t2i(
         "train",
@@ -279,3 +243,17 @@ def test_relative_path_in_a_job_is_refused(config: Path) -> None:
     assert done.returncode == 2
     assert "storage.uri=here" in done.stderr
     assert "absolute" in done.stderr
+
+
+def test_an_s3_endpoint_of_the_environment_is_handed_on(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers may not have it in theirs."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert with_absolute_paths(load_config(config)).storage.endpoint is None
+    on_s3 = load_config(config, ["storage.uri=s3://bucket/x"])
+    assert with_absolute_paths(on_s3).storage.endpoint == "http://127.0.0.1:1"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:2")
+    assert with_absolute_paths(on_s3).storage.endpoint == "http://127.0.0.1:2"
+    given = load_config(config, ["storage={uri: 's3://bucket/x', endpoint: 'http://127.0.0.1:3'}"])
+    assert with_absolute_paths(given).storage.endpoint == "http://127.0.0.1:3"

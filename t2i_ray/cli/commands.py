@@ -13,7 +13,7 @@ from rich.text import Text
 
 from t2i_ray.config import Data, Storage, UserError, require_allowed, validate
 from t2i_ray.runs import RunRecord, is_lost, list_runs, read_progress, read_run
-from t2i_ray.storage import Store, check_writable, open_store
+from t2i_ray.storage import Store, absolute, check_writable, open_store
 
 DATA_FIELDS = Data.model_fields.keys() - {"source"}  # what is not said of a source is its own
 
@@ -21,6 +21,12 @@ DATA_FIELDS = Data.model_fields.keys() - {"source"}  # what is not said of a sou
 def opened(storage: str, endpoint: str | None) -> Store:
     """The store of a command's options."""
     return open_store(Storage(uri=storage, endpoint=endpoint))
+
+
+def check_output(path: Path | None, option: str) -> None:
+    """Refuse what would be written to a Ray job's temporary folder. Raises UserError."""
+    if path is not None:
+        absolute(str(path), option)
 
 
 def existing_run(store: Store, name: str) -> RunRecord:
@@ -188,6 +194,8 @@ def compare_runs(
     from t2i_ray.config import Tracking
     from t2i_ray.tracking import locate
 
+    check_output(html, "--html")
+    check_output(md, "--md")
     place = Storage(uri=storage, endpoint=endpoint)
     comparison = compare(names, locate(Tracking(uri=tracking_uri), place).uri, metric)
     content = table_of(comparison.rows)

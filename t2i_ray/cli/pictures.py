@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from t2i_ray.cli.commands import existing_run, opened
+from t2i_ray.cli.commands import check_output, existing_run, opened
 from t2i_ray.config import Storage, UserError
 from t2i_ray.runs import read_run
 
@@ -64,6 +64,7 @@ def draw(
         raise UserError(f"--between {between}: use captions or noise")
     if between == "captions" and len(captions) != 2:
         raise UserError(f"--between captions: takes two captions, not {len(captions)}")
+    check_output(output, "--output")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}")
     pipeline = load_model(model, storage, endpoint)

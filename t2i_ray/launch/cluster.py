@@ -34,6 +34,11 @@ OWN_CLUSTER_SETTINGS = {
 }
 # And those of one that is joined, which has a dashboard.
 JOINED_SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # for its page on training
+# Many S3 servers other than AWS refuse checksums in trailers, the default of AWS's libraries.
+PLAIN_CHECKSUMS = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
 
 
 def connect(config: Config) -> None:
@@ -48,6 +53,7 @@ def connect(config: Config) -> None:
     alone = address in (None, "", "local")
     settings = RAY_SETTINGS | (OWN_CLUSTER_SETTINGS if alone else JOINED_SETTINGS)
     settings |= ELASTIC_SETTINGS if cluster.min_workers else {}
+    settings |= PLAIN_CHECKSUMS if config.storage.endpoint else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
@@ -132,8 +138,7 @@ def worker_environment(config: Config) -> dict[str, str]:
     if uri and uri == scrub(uri):
         variables["MLFLOW_TRACKING_URI"] = uri
     if config.storage.endpoint:
-        variables["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
-        variables["AWS_RESPONSE_CHECKSUM_VALIDATION"] = "when_required"
+        variables |= PLAIN_CHECKSUMS
     # What the run's own config names may be imported too when its checkpoints are drawn from.
     classes = [name for _, name in classes_in(config.model_dump(mode="json"))]
     if allowed := [*os.environ.get(TARGETS, "").split(), *classes]:

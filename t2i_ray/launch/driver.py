@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,11 +78,16 @@ def _train(config: Config, store: Store, data: str, run: Attempt) -> int:
 def with_absolute_paths(config: Config) -> Config:
     """The config with its local paths made absolute: workers have working directories of their own.
 
+    An S3 endpoint that only this process's environment names becomes part of it, too.
+
     Raises:
         UserError: a relative path in a Ray job, whose working directory is temporary.
     """
     document = config.model_dump(mode="json")
     document["storage"]["uri"] = open_store(config.storage).uri
+    if config.storage.uri.startswith("s3://") and not config.storage.endpoint:
+        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        document["storage"]["endpoint"] = next(filter(None, map(os.environ.get, names)), None)
     document["data"]["source"] = resolved(config.data.source).model_dump(mode="json")
     places = [("encoder", "init_from"), ("evaluation", "inception")]
     model = document["encoder"].get("model")

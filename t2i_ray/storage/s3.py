@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import io
@@ -26,6 +25,7 @@ from botocore.exceptions import (
 )
 
 from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key
+from t2i_ray.storage.cache import FOLDER, LIMIT, Cache
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -89,24 +89,17 @@ class S3Store(Store):
             self._upload(key, file)
 
     def fetch(self, key: str, sha256: str | None = None) -> Path:
-        """See Store. The cache is $T2I_RAY_CACHE, else ~/.cache/t2i_ray."""
-        cache = Path(os.environ.get("T2I_RAY_CACHE") or "~/.cache/t2i_ray").expanduser()
-        name = sha256 or self._version(key)
-        kept = cache / name
-        if kept.exists():
-            return kept
+        """See Store. The cache is the node's (see storage.cache)."""
+        cache = Cache.of_node()
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with (cache / f"{name}.part").open("ab+") as lock:
-                # The workers of a node want the same file at once: one downloads, the rest wait.
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not kept.exists():
-                    self._download(key, sha256, Path(lock.name)).replace(kept)
+            return cache.get(
+                sha256 or self._version(key), lambda path: self._download(key, sha256, path)
+            )
         except OSError as error:
             raise StorageError(
-                f"cache {cache}: {error.strerror}; set T2I_RAY_CACHE to a folder with room"
+                f"cache {cache.folder}: {error.strerror}; set {FOLDER} to a folder with room, or "
+                f"{LIMIT} to less"
             ) from error
-        return kept
 
     def list(self, prefix: str = "") -> list[str]:
         """See Store."""
