@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "t2i_ray"
 # From the top down: a room may import those after it.
 ROOMS = [
     "cli",
+    "doctor",
     "sweep",
     "launch",
     "train",
@@ -39,7 +40,7 @@ ROOMS = [
     "config",
 ]
 ONLY_IN = {
-    "ray": {"launch", "sweep"},
+    "ray": {"doctor", "launch", "sweep"},
     "mlflow": {"tracking"},
     "transformers": {"encoders"},
     "boto3": {"storage"},

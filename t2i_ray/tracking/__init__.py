@@ -1,6 +1,7 @@
 """MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
 
-from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe
+from t2i_ray.tracking.about import REASON_TAG, About, Dataset, describe, scrub
+from t2i_ray.tracking.access import check_access, try_out
 from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import (
@@ -35,12 +36,15 @@ __all__ = [
     "Tracker",
     "add",
     "announce",
+    "check_access",
     "describe",
     "download_model",
     "locate",
     "log_model",
     "of_sweep",
     "resolve",
+    "scrub",
     "set_status",
     "sync",
+    "try_out",
 ]
