@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from t2i_ray.doctor.judge import clock, room
 from t2i_ray.doctor.node import Disk
 from t2i_ray.doctor.table import merged
 from t2i_ray.encoders import build_encoder, caption_rows
-from t2i_ray.launch.joining import _compare, join
+from t2i_ray.launch.joining import _ask, _compare, join
 from t2i_ray.storage import Store, check_writable, open_store
 from t2i_ray.tracking import Destination, check_access, try_out
 
@@ -98,11 +99,10 @@ def test_a_set_up_that_is_well_and_one_that_is_not(
     set_up: tuple[Runner, list[str], Store, str], s3_away: Storage
 ) -> None:
     runner, overrides, store, prefix = set_up
-    env = {"T2I_RAY_CACHE": str(runner.folder / "cache")}
     command: list[str | Path] = ["doctor", runner.config("doctor"), "--timeout", "200", *overrides]
     before = store.list()
 
-    output = runner.run(*command, env=env)
+    output = runner.run(*command)
     assert not [line for line in output.splitlines() if line.startswith("failed")], output
     for check in CHECKS:
         assert found(output, check, "ok"), f"{check}: {output}"
@@ -113,9 +113,10 @@ def test_a_set_up_that_is_well_and_one_that_is_not(
 
     (shard,) = [key for key in before if key.endswith(".npy") and key.startswith(prefix)]
     store.write(shard, store.read(shard)[:-1] + b"?")
+    shutil.rmtree(runner.cluster.folder / "home/.cache/t2i_ray")  # the node's copies
     store.delete("embeddings")
-    silent = f"tracking.uri={s3_away.endpoint}"  # refuses connections
-    output = runner.run(*command, silent, "cluster.workers=2", code=1, env=env | fresh(runner))
+    refusing = f"tracking.uri={s3_away.endpoint}"
+    output = runner.run(*command, refusing, code=1)
     (dataset,) = found(output, "dataset", "failed")
     assert shard in dataset
     assert "prepare again" in dataset
@@ -124,11 +125,6 @@ def test_a_set_up_that_is_well_and_one_that_is_not(
     assert "does not answer" in found(output, "MLflow", "failed")[0]
     assert found(output, "storage", "ok")
     assert "Traceback" not in output
-
-
-def fresh(runner: Runner) -> dict[str, str]:
-    """Another cache, in which there is nothing yet."""
-    return {"T2I_RAY_CACHE": str(runner.folder / "other")}
 
 
 # --------------------------------------------------------------------------- what train does
@@ -174,10 +170,12 @@ def test_an_address_without_a_cluster(silent: str, mlflow_server: MlflowServer) 
         "127.0.0.1:9": "no Ray cluster answers there; start one with 'ray start --head'",
         silent: "no answer in 1 s; mend the address",
         http: "not the head of a Ray cluster; give the port of 'ray start --head'",
-        "nonsense": "write it as host:port",
     }.items():
-        with pytest.raises(UserError, match=f"^cluster.address={address}: .*{says}"):
-            join(address, timeout=1)
+        # Not by join(), which takes this machine's own address for loopback's, as Ray does.
+        with pytest.raises(UserError, match=f"^head: .*{says}"):
+            _ask(address, "head", timeout=1)
+    with pytest.raises(UserError, match=r"^cluster\.address=nonsense: write it as host:port"):
+        join("nonsense")
 
 
 def test_other_versions_are_named() -> None:
@@ -208,6 +206,7 @@ def test_a_server_that_takes_connections_and_says_nothing(
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr("t2i_ray.storage.s3._HURRY", (1, 1, 2))
     with pytest.raises(UserError, match=r"ReadTimeoutError.*mend storage\.endpoint"):
         check_writable(open_store(Storage(uri="s3://bucket/x", endpoint=f"http://{silent}")))
 
@@ -233,10 +232,13 @@ def _nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_nobody")
-def test_mlflow_that_answers_or_not(mlflow_server: MlflowServer, silent: str) -> None:
+def test_mlflow_that_answers_or_not(
+    mlflow_server: MlflowServer, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2i_ray.tracking.access.TIMEOUT", 1.0)
     there = Destination(mlflow_server.uri, "no-such-experiment")
     assert check_access(there) is None
-    assert "is writable" in try_out(there).replace("are", "is")
+    assert "'no-such-experiment'" in try_out(there)
     assert check_access(there) is None
     for uri in (f"http://{silent}", "http://127.0.0.1:9", mlflow_server.uri + "/elsewhere"):
         problem = check_access(replace(there, uri=uri))

@@ -162,18 +162,18 @@ def try_dataset(config: Config, where: str, prefix: str) -> Finding:
         key = f"{prefix}/shards/{shard.name}.npy"
         try:
             path = store.fetch(key, shard.images_sha256)
-            with path.open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == shard.images_sha256
-        except MissingKey:
-            whole, path = False, Path(key)
-        if not whole:
+        except (MissingKey, StorageError) as error:
+            if isinstance(error, StorageError) and error.code != "Damaged":
+                raise
+            path = None
+        if path is None or not _has_hash(path, shard.images_sha256):
+            copy = path is not None and store.uri not in str(path)
             raise UserError(
-                f"{store.uri}/{key}: missing or damaged on this node ({path}); delete the folder "
-                f"{prefix} and run t2i-ray prepare again"
+                f"{path if copy else f'{store.uri}/{key}'}: missing or damaged; "
                 + (
-                    ""
-                    if store.uri in str(path)
-                    else f"; if only the copy is damaged, delete {path}"
+                    "delete this copy"
+                    if copy
+                    else f"delete the folder {prefix} and run t2i-ray prepare again"
                 )
             )
         sound += 1
@@ -185,6 +185,11 @@ def try_dataset(config: Config, where: str, prefix: str) -> Finding:
         f"{len(prepared.captions)} captions, digest {prepared.digest}, {some} {len(shards)} shards "
         "have their hashes",
     )  # fmt: skip
+
+
+def _has_hash(path: Path, sha256: str) -> bool:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def try_encoder(config: Config, where: str, prefix: str | None, *, embed: bool) -> list[Finding]:

@@ -46,9 +46,10 @@ def merged(findings: Sequence[Finding]) -> list[Finding]:
     for _, same in groupby(findings, lambda each: (each.check, each.where == DRIVER)):
         group = list(same)
         well = [each for each in group if each.state == "ok"]
-        if len(well) > SINGLY:
+        nodes = len({each.where for each in well})
+        if nodes > SINGLY:
             worst = max(well, key=lambda each: each.weight)
-            where = f"{len(well)} nodes"
+            where = f"{nodes} nodes"
             rows.append(Finding(worst.check, where, "ok", f"the worst: {worst.found}"))
             group = [each for each in group if each.state != "ok"]
         rows += group

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20)
 _ATTEMPTS = 8  # with growing pauses: some 5 s if each fails at once
+_HURRY = 3, 4, 2  # seconds to connect, seconds to read, attempts: 10 s if it hangs
 _PAGE = 1000  # as many keys as one request may name
 _BROKEN_READS = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
@@ -249,7 +250,7 @@ def _explain(error: Exception) -> tuple[str, str]:
 @functools.cache
 def _client(endpoint: str | None, region: str | None, hurry: bool = False) -> S3Client:
     """One client per process and place; clients may be shared by threads."""
-    connect, read, attempts = (3, 4, 2) if hurry else (5, 30, _ATTEMPTS)
+    connect, read, attempts = _HURRY if hurry else (5, 30, _ATTEMPTS)
     settings: dict[str, Any] = {}
     if endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         # Many servers other than AWS refuse botocore's default, checksums in trailers.
