@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "t2i_ray"
 # From the top down: a room may import those after it.
 ROOMS = [
     "cli",
+    "doctor",
     "sweep",
     "launch",
     "train",
@@ -41,7 +42,7 @@ ROOMS = [
     "lines",
 ]
 ONLY_IN = {
-    "ray": {"launch", "sweep"},
+    "ray": {"doctor", "launch", "sweep"},
     "mlflow": {"tracking"},
     "transformers": {"encoders"},
     "boto3": {"storage"},

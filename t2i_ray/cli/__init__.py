@@ -143,6 +143,20 @@ def prepare(
 
 
 @app.command()
+def doctor(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    timeout: Annotated[
+        float, typer.Option(min=5, help="Seconds after which a check is given up.")
+    ] = 24,
+) -> None:
+    """Try out all that a run, or a sweep, needs: from here, and from every node."""
+    from t2i_ray.cli.commands import look_at_all
+
+    raise typer.Exit(look_at_all(config, overrides or [], timeout))
+
+
+@app.command()
 def runs(storage: StorageUri = HOME, endpoint: Endpoint = None) -> None:
     """List the runs of a storage, and where each stands."""
     from t2i_ray.cli.commands import show_runs

@@ -76,6 +76,19 @@ def start_sweep(
     return sweeps.tune(loaded, commit=commit, diff=diff)
 
 
+def look_at_all(config: Path, overrides: list[str], timeout: float) -> int:
+    """Print what doctor finds; the exit code is 1 if something fails."""
+    from t2i_ray.config import parse_config, parse_sweep, read_yaml
+
+    document = read_yaml(config, overrides)
+    run = parse_sweep(document).run if "space" in document else parse_config(document)
+    from t2i_ray import doctor
+
+    rows = doctor.examine(run, timeout)
+    doctor.show(rows, Console())
+    return int(any(row.state == "failed" for row in rows))
+
+
 def prepare_source(kind: str, settings: list[str], storage: str, endpoint: str | None) -> None:
     """Prepare a source in this process and say where it lies."""
     from t2i_ray.data import open_prepared, prepare

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 from t2i_ray import config
-from t2i_ray.encoders.embeddings import caption_rows
+from t2i_ray.encoders.embeddings import cached, caption_rows
 from t2i_ray.encoders.interface import Encoder
 from t2i_ray.encoders.load import from_document as load_encoder
 from t2i_ray.encoders.load import to_document
@@ -20,6 +20,7 @@ from t2i_ray.encoders.reading import refusal, scripts_of, unknown_words
 __all__ = [
     "Encoder",
     "build_encoder",
+    "cached",
     "caption_rows",
     "load_encoder",
     "refusal",

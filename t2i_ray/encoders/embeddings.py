@@ -34,22 +34,13 @@ def caption_rows(encoder: Encoder, captions: Sequence[str], store: Store) -> np.
     """
     if encoder.fingerprint is None:
         return encoder.rows(captions)
-    about = {
-        "fingerprint": encoder.fingerprint,
-        "captions": _hash(list(captions)),
-        "count": len(captions),
-        "dim": encoder.dim,
-    }
-    entry = store.within(f"embeddings/{_hash(about)[:32]}")
+    entry, about = _place(encoder, captions, store)
     try:
-        manifest = entry.read("manifest.json")
+        return _read(entry, about)
     except MissingKey:
         pass
-    else:
-        try:
-            return _read(entry, manifest, about)
-        except _DamagedError as error:
-            log.warning("%s is damaged (%s); computing it again", entry.uri, error)
+    except _DamagedError as error:
+        log.warning("%s is damaged (%s); computing it again", entry.uri, error)
     distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     log.info("embedding %d captions, once for all runs", len(distinct))
     embedded = encoder.rows(list(distinct))
@@ -58,11 +49,40 @@ def caption_rows(encoder: Encoder, captions: Sequence[str], store: Store) -> np.
     return rows
 
 
+def cached(encoder: Encoder, captions: Sequence[str], store: Store) -> str | None:
+    """Why a frozen encoder's rows would be computed now; None if they are there, and sound.
+
+    Raises:
+        StorageError: the store can't be reached.
+    """
+    entry, about = _place(encoder, captions, store)
+    try:
+        _read(entry, about)
+    except MissingKey:
+        return f"not in {store.uri}/embeddings yet"
+    except _DamagedError as error:
+        return f"{entry.uri} is damaged: {error}"
+    return None
+
+
+def _place(encoder: Encoder, captions: Sequence[str], store: Store) -> tuple[Store, dict[str, Any]]:
+    """Where the rows of these captions are kept, and what the manifest there must say."""
+    about = {
+        "fingerprint": encoder.fingerprint,
+        "captions": _hash(list(captions)),
+        "count": len(captions),
+        "dim": encoder.dim,
+    }
+    return store.within(f"embeddings/{_hash(about)[:32]}"), about
+
+
 class _DamagedError(Exception):
     """An entry is not what its manifest, or the manifest not what its place says."""
 
 
-def _read(entry: Store, manifest: bytes, about: dict[str, Any]) -> np.ndarray:
+def _read(entry: Store, about: dict[str, Any]) -> np.ndarray:
+    """Raises MissingKey: nothing is there."""
+    manifest = entry.read("manifest.json")
     try:
         document = json.loads(manifest)
         sha256 = document.pop("sha256")

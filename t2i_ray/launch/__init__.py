@@ -5,9 +5,10 @@ on a wish to stop, and writes down how the run ended.
 """
 
 from t2i_ray.launch.attempt import Attempt, begin
-from t2i_ray.launch.cluster import connect, worker_environment
+from t2i_ray.launch.cluster import connect, reach, shortfalls, worker_environment
 from t2i_ray.launch.driver import (
     make_shared_once,
+    open_checked,
     prepare_data,
     train,
     with_absolute_paths,
@@ -15,6 +16,7 @@ from t2i_ray.launch.driver import (
 )
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.gauges import gauges
+from t2i_ray.launch.joining import refuses_strangers
 from t2i_ray.launch.settle import settle, sync
 
 __all__ = [
@@ -25,8 +27,12 @@ __all__ = [
     "fit_workers",
     "gauges",
     "make_shared_once",
+    "open_checked",
     "prepare_data",
+    "reach",
+    "refuses_strangers",
     "settle",
+    "shortfalls",
     "sync",
     "train",
     "with_absolute_paths",

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from t2i_ray.config import TARGETS, Config, UserError, classes_in
+from t2i_ray.launch.joining import join, most, start_own
 from t2i_ray.storage import LocalStore, Store
 from t2i_ray.tracking import scrub
 
@@ -41,48 +42,61 @@ PLAIN_CHECKSUMS = {
 }
 
 
+ALONE = "local"  # ray.init's name for a cluster of our own on this machine
+
+
 def connect(config: Config) -> None:
     """Join the cluster, or start one on this machine, with enough for the workers, and aside.
 
     Raises:
-        UserError: the cluster can't be reached, is too small, or does not share the storage.
+        UserError: the cluster can't be joined, can't ever have enough, or does not share the
+            storage.
     """
-    cluster = config.cluster
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
-    alone = address in (None, "", "local")
+    reach(config)
+    for problem, final in shortfalls(config):
+        if final:
+            raise UserError(problem)
+        print(f"warning: {problem}; or it must grow", flush=True)
+
+
+def reach(config: Config) -> None:
+    """Join the cluster, or start one on this machine. Raises UserError: it can't be joined."""
+    address = _address(config)
+    alone = address == ALONE
     settings = RAY_SETTINGS | (OWN_CLUSTER_SETTINGS if alone else JOINED_SETTINGS)
-    settings |= ELASTIC_SETTINGS if cluster.min_workers else {}
+    settings |= ELASTIC_SETTINGS if config.cluster.min_workers else {}
     settings |= PLAIN_CHECKSUMS if config.storage.endpoint else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    if not ray.is_initialized():
-        try:
-            if alone:
-                ray.init(
-                    "local",
-                    logging_level="error",
-                    include_dashboard=False,  # eight processes for a cluster that nobody visits
-                    _node_ip_address="127.0.0.1",
-                )
-            else:
-                ray.init(address, logging_level="error")
-        except ConnectionError as error:
-            raise UserError(
-                f"cluster.address={address}: no Ray cluster answers there ({error}); start one "
-                "with 'ray start --head', or leave the address out"
-            ) from None
+    if ray.is_initialized():
+        return
+    if alone:
+        start_own(
+            include_dashboard=False,  # eight processes for a cluster that nobody visits
+            _node_ip_address="127.0.0.1",
+        )
+    else:
+        join(address)
+
+
+def _address(config: Config) -> str:
+    # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
+    return config.cluster.address or os.environ.get("RAY_ADDRESS") or ALONE
+
+
+def shortfalls(config: Config) -> Iterator[tuple[str, bool]]:
+    """What the cluster lacks, and whether it is in vain to wait until it has grown."""
     have, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
-    for problem in lacking(config, have):
-        if alone:
-            raise UserError(problem)
-        print(f"warning: {problem}; or it must grow", flush=True)
+    problems = list(lacking(config, have))
+    at_most = have if _address(config) == ALONE else most(have) if problems else None
+    final = at_most is not None and any(lacking(config, at_most))
+    for problem in problems:
+        yield problem, final
     local = not config.storage.uri.startswith("s3://")
     if local and len(nodes) > 1 and not config.storage.shared:
-        raise UserError(
-            f"storage.uri={config.storage.uri}: a local folder, and the cluster has {len(nodes)} "
-            "nodes; use s3://..., or set storage.shared=true if it is the same on every node"
-        )
+        count = f"the cluster has {len(nodes)} nodes"
+        remedy = "use s3://..., or set storage.shared=true if it is the same on every node"
+        yield f"storage.uri={config.storage.uri}: a local folder, and {count}; {remedy}", True
 
 
 def lacking(config: Config, have: Mapping[str, float]) -> Iterator[str]:

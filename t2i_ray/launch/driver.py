@@ -32,10 +32,9 @@ def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
 
 
 def _begin(config: Config, commit: str, diff: str) -> int:
-    config = with_pinned_encoder(with_absolute_paths(config))
-    store = open_store(config.storage)
-    check_writable(store)
-    tracking.resolve(config)
+    config = with_absolute_paths(config)
+    store = open_checked(config)
+    config = with_pinned_encoder(config)
     connect(config)
     data = prepare_data(config, store)
     run = begin(config, store, data, commit=commit, diff=diff)
@@ -73,6 +72,19 @@ def _train(config: Config, store: Store, data: str, run: Attempt) -> int:
             outcome |= {"status": "KILLED", "reason": "stopped before all was measured"}
     settle(store, config, record, outcome)
     return {"FINISHED": 0, "KILLED": 128 + stop.number}.get(record.status, 1)
+
+
+def open_checked(config: Config) -> Store:
+    """The storage of a config, which can be used; MLflow lets us in, or a warning says why not.
+
+    Raises:
+        UserError: what is to be mended before anything starts.
+    """
+    store = open_store(config.storage)
+    check_writable(store)
+    if problem := tracking.check_access(tracking.resolve(config)):
+        print(f"warning: {problem}", flush=True)
+    return store
 
 
 def with_absolute_paths(config: Config) -> Config:

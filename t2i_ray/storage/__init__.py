@@ -102,6 +102,9 @@ def _open_s3(storage: config.Storage, field: str) -> Store:
     return S3Store(bucket, prefix, endpoint=storage.endpoint, region=storage.region)
 
 
+_NO_ANSWER = "start the server, or mend storage.endpoint"
+_RENEW = "get new credentials"
+_REGION = "set storage.region to the bucket's"
 _REMEDIES = {
     "NoSuchBucket": "create the bucket, or mend its name",
     "AccessDenied": "these credentials may not write there; grant reading, writing, listing and "
@@ -110,26 +113,42 @@ _REMEDIES = {
     "SignatureDoesNotMatch": "mend AWS_SECRET_ACCESS_KEY",
     "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, "
     "or use the machine's role",
-    "EndpointConnectionError": "start the server, or mend storage.endpoint",
+    "ExpiredToken": _RENEW,
+    "InvalidToken": _RENEW,
+    "RequestTimeTooSkewed": "set this machine's clock right (NTP)",
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+    "EndpointConnectionError": _NO_ANSWER,
+    "ConnectTimeoutError": _NO_ANSWER,
+    "ReadTimeoutError": _NO_ANSWER,
+    "ConnectionClosedError": _NO_ANSWER,
+    "SSLError": "write storage.endpoint with http:// or https:// as the server has it, or name its "
+    "certificate in AWS_CA_BUNDLE",
     "HTTPClientError": "look for stray characters in the credentials' variables",
     "ENOSPC": "make room, or use another disk",
 }
 
 
 def check_writable(store: Store) -> None:
-    """Write, read and delete a small probe.
+    """Write, read and delete a small probe; a server that does not answer is given up soon.
 
     Raises:
         UserError: it can't be done; names storage.uri and the remedy.
     """
-    probe = f".probe-{uuid.uuid4().hex}"
+    probe, store = f".probe-{uuid.uuid4().hex}", store.hurried()
     try:
         created = [store.create(probe, b"probe"), store.create(probe, b"again")]
         content = store.read(probe)
         store.delete(probe)
-    except (StorageError, MissingKey) as error:
-        reason = str(error).removeprefix(f"{store.uri}: ")
-        remedy = _REMEDIES.get(getattr(error, "code", ""), "give a place that can be written to")
+    except MissingKey:  # of what was just written, or where it was to be
+        raise UserError(
+            f"storage.uri={store.uri}: what answers is not a store of objects; mend "
+            "storage.endpoint, or the server"
+        ) from None
+    except StorageError as error:
+        reason = str(error).removeprefix(f"{store.uri}: ").replace(f"/{probe}", "")
+        reason = reason.replace(probe, "a file")
+        remedy = _REMEDIES.get(error.code, "give a place that can be written to")
         raise UserError(f"storage.uri={store.uri}: {reason}; {remedy}") from None
     if created != [True, False] or content != b"probe":
         raise UserError(

@@ -106,6 +106,10 @@ class Store(ABC):
     def within(self, prefix: str) -> Store:
         """The same store, rooted deeper."""
 
+    def hurried(self) -> Store:
+        """The same store, which gives up within seconds: to learn whether it can be used."""
+        return self
+
 
 def check_key(key: str) -> str:
     """The key itself. Raises ValueError if it is malformed."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20)
 _ATTEMPTS = 8  # with growing pauses: some 5 s if each fails at once
+_HURRY = 3, 4, 2  # seconds to connect, seconds to read, attempts: 10 s if it hangs
 _PAGE = 1000  # as many keys as one request may name
 _BROKEN_READS = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
@@ -41,10 +42,17 @@ class S3Store(Store):
     """A prefix in a bucket. Credentials come from the environment or the machine's role."""
 
     def __init__(
-        self, bucket: str, prefix: str = "", *, endpoint: str | None, region: str | None
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint: str | None,
+        region: str | None,
+        hurry: bool = False,
     ) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.endpoint, self.region = endpoint, region
+        self.hurry = hurry
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def read(self, key: str) -> bytes:
@@ -156,6 +164,13 @@ class S3Store(Store):
             self._key(prefix.rstrip("/")),
             endpoint=self.endpoint,
             region=self.region,
+            hurry=self.hurry,
+        )
+
+    def hurried(self) -> S3Store:
+        """See Store."""
+        return S3Store(
+            self.bucket, self.prefix, endpoint=self.endpoint, region=self.region, hurry=True
         )
 
     def _key(self, key: str) -> str:
@@ -200,7 +215,7 @@ class S3Store(Store):
     @contextmanager
     def _errors(self, action: str, key: str) -> Iterator[S3Client]:
         try:
-            yield _client(self.endpoint, self.region)
+            yield _client(self.endpoint, self.region, self.hurry)
         except (ClientError, BotoCoreError, Boto3Error) as error:
             code, reason = _explain(error)
             if code in ("NoSuchKey", "404"):
@@ -226,8 +241,9 @@ def _explain(error: Exception) -> tuple[str, str]:
 
 
 @functools.cache
-def _client(endpoint: str | None, region: str | None) -> S3Client:
+def _client(endpoint: str | None, region: str | None, hurry: bool = False) -> S3Client:
     """One client per process and place; clients may be shared by threads."""
+    connect, read, attempts = _HURRY if hurry else (5, 30, _ATTEMPTS)
     settings: dict[str, Any] = {}
     if endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         # Many servers other than AWS refuse botocore's default, checksums in trailers.
@@ -238,9 +254,9 @@ def _client(endpoint: str | None, region: str | None) -> S3Client:
         endpoint_url=endpoint,
         region_name=region,
         config=Config(
-            connect_timeout=5,
-            read_timeout=30,
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            connect_timeout=connect,
+            read_timeout=read,
+            retries={"mode": "standard", "total_max_attempts": attempts},
             **settings,
         ),
     )

@@ -14,12 +14,13 @@ from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import (
     StopOnSignal,
     connect,
+    open_checked,
     sync,
     with_absolute_paths,
     with_pinned_encoder,
 )
 from t2i_ray.runs import STOPPED, Status, now, read_run, write_run
-from t2i_ray.storage import Store, check_writable, open_store
+from t2i_ray.storage import Store
 from t2i_ray.sweep.answer import Answer, collect, winners
 from t2i_ray.sweep.ending import Ending
 from t2i_ray.sweep.plan import Listed, Plan, Staged
@@ -35,11 +36,9 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     Raises:
         UserError: something to mend before any trial starts.
     """
-    run = with_pinned_encoder(with_absolute_paths(sweep.run))
-    sweep = sweep.model_copy(update={"run": run})
-    store = open_store(sweep.run.storage)
-    check_writable(store)
-    tracking.resolve(sweep.run)
+    run = with_absolute_paths(sweep.run)
+    store = open_checked(run)
+    sweep = sweep.model_copy(update={"run": with_pinned_encoder(run)})
     if sweep.search.method == "tpe":
         load_optuna()
     key = _remember(store, sweep)

@@ -9,6 +9,7 @@ from t2i_ray.tracking.about import (
     scrub,
     tag,
 )
+from t2i_ray.tracking.access import check_access, try_out
 from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import (
@@ -45,6 +46,7 @@ __all__ = [
     "Tracker",
     "add",
     "announce",
+    "check_access",
     "describe",
     "download_model",
     "locate",
@@ -56,4 +58,5 @@ __all__ = [
     "set_status",
     "sync",
     "tag",
+    "try_out",
 ]

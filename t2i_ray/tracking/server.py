@@ -168,7 +168,7 @@ def ensure_run(client: MlflowClient, destination: Destination, about: About) -> 
     run = find_run(client, destination, about.key)
     if run is not None:
         return run
-    experiment_id = _ensure_experiment(client, destination)
+    experiment_id = ensure_experiment(client, destination)
     client.create_run(experiment_id, run_name=about.name, tags={RUN_TAG: about.key})
     time.sleep(SETTLE_SECONDS)
     first, *others = _runs_of(client, experiment_id, about.key)
@@ -178,7 +178,8 @@ def ensure_run(client: MlflowClient, destination: Destination, about: About) -> 
     return first
 
 
-def _ensure_experiment(client: MlflowClient, destination: Destination) -> str:
+def ensure_experiment(client: MlflowClient, destination: Destination) -> str:
+    """The experiment's id; it is made if there is none. Raises what MLflow raises."""
     from mlflow.exceptions import MlflowException
 
     try:

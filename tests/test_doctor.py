@@ -1,0 +1,330 @@
+"""doctor, and what train looks at by itself: real servers, well and broken in every way."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import boto3
+import pytest
+from conftest import running
+from mlflow_server import MlflowServer
+from rich.console import Console
+from runner import Runner, finish
+from servers import S3Server
+from small_configs import write_config
+from small_models import small_models
+
+from t2i_ray.config import Storage, UserError, load_config
+from t2i_ray.data import open_prepared
+from t2i_ray.data.prepare import prepare
+from t2i_ray.doctor import Finding, show
+from t2i_ray.doctor.judge import clock, room
+from t2i_ray.doctor.node import Disk
+from t2i_ray.doctor.table import merged
+from t2i_ray.encoders import build_encoder, caption_rows
+from t2i_ray.launch.joining import _ask, _compare, join
+from t2i_ray.storage import Store, check_writable, open_store
+from t2i_ray.tracking import Destination, check_access, try_out
+
+CHECKS = {
+    "cluster", "versions", "token", "resources", "GPUs", "clock", "disk", "storage", "MLflow",
+    "dataset", "encoder", "embeddings", "all-reduce",
+}  # fmt: skip
+PASSWORD = "planted-password-4c81"
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """An MLflow server that asks for a password."""
+    if importlib.util.find_spec("flask_wtf") is None:
+        pytest.skip("no basic-auth in MLflow: pip install 'mlflow[auth]'")
+    yield from running(MlflowServer(tmp_path_factory.mktemp("secured"), password=PASSWORD))
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """host:port of what takes connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def keys(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with its credentials in the environment."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+def found(output: str, check: str, state: str) -> list[str]:
+    """The plain table's rows of a check in a state."""
+    lines = [line.split(maxsplit=2) for line in output.splitlines()]
+    return [each[2] for each in lines if each[:2] == [state, check]]
+
+
+# ------------------------------------------------------------------------------- the whole
+
+
+@pytest.fixture
+def set_up(
+    runner: Runner, keys: S3Server, mlflow_server: MlflowServer, tmp_path: Path
+) -> tuple[Runner, list[str], Store, str]:
+    """A run of two workers with a frozen encoder, its data and embeddings made on S3."""
+    model = small_models(tmp_path)["bert"]
+    overrides = [
+        f"storage.uri=s3://{keys.bucket}/{tmp_path.name}", f"storage.endpoint={keys.endpoint}",
+        f"tracking.uri={mlflow_server.uri}", "cluster.workers=2", "data.source.images=64",
+        f"encoder={{kind: huggingface, model: {model}, max_tokens: 24}}",
+    ]  # fmt: skip
+    config = load_config(runner.config("doctor"), overrides)
+    store = open_store(config.storage)
+    prefix = prepare(config.data, store, reach=config.storage)
+    captions = open_prepared(store, prefix).captions
+    caption_rows(build_encoder(config.encoder, captions), captions, store)
+    return runner, overrides, store, prefix
+
+
+def test_a_set_up_that_is_well_and_one_that_is_not(
+    set_up: tuple[Runner, list[str], Store, str], s3_away: Storage
+) -> None:
+    runner, overrides, store, prefix = set_up
+    command: list[str | Path] = ["doctor", runner.config("doctor"), "--timeout", "200", *overrides]
+    before = store.list()
+
+    output = runner.run(*command)
+    assert not [line for line in output.splitlines() if line.startswith("failed")], output
+    for check in CHECKS:
+        assert found(output, check, "ok"), f"{check}: {output}"
+    (embeddings,) = found(output, "embeddings", "ok")
+    assert "hashes are right" in embeddings
+    assert "gloo, 2 processes on 1 nodes" in found(output, "all-reduce", "ok")[0]
+    assert store.list() == before  # nothing is left behind
+
+    (shard,) = [key for key in before if key.endswith(".npy") and key.startswith(prefix)]
+    store.write(shard, store.read(shard)[:-1] + b"?")
+    shutil.rmtree(runner.cluster.folder / "home/.cache/t2i_ray")  # the node's copies
+    store.delete("embeddings")
+    refusing = f"tracking.uri={s3_away.endpoint}"
+    output = runner.run(*command, refusing, code=1)
+    (dataset,) = found(output, "dataset", "failed")
+    assert shard in dataset
+    assert "prepare again" in dataset
+    (embeddings,) = found(output, "embeddings", "warning")
+    assert "train computes them" in embeddings
+    assert "does not answer" in found(output, "MLflow", "failed")[0]
+    assert found(output, "storage", "ok")
+    assert "Traceback" not in output
+
+
+# --------------------------------------------------------------------------- what train does
+
+
+def test_a_cluster_that_can_not_be_used_ends_it_in_one_line(runner: Runner, silent: str) -> None:
+    """All at once: each takes seconds to import Ray."""
+    wrong = runner.folder / "wrong"
+    wrong.write_text("0" * 32)
+    homeless = {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(runner.folder)}
+    cases: list[tuple[dict[str, str], list[str], list[str]]] = [
+        ({"RAY_AUTH_TOKEN_PATH": str(wrong)}, [], ["token is missing or wrong", "RAY_AUTH_TOKEN"]),
+        ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, [], ["/nowhere", "RAY_AUTH_TOKEN"]),
+        (homeless, [], ["find an authentication token", "RAY_AUTH_TOKEN"]),
+        ({"RAY_AUTH_MODE": "disabled"}, [], ["token is missing", "RAY_AUTH_MODE=token"]),
+        (
+            {},
+            ["cluster.gpu=true", f"tracking.uri=http://{silent}"],  # the latter only warns
+            ["1 GPUs", "the cluster has 0", "fewer workers"],
+        ),
+    ]
+    started = [
+        runner.start_training(f"unwanted-{i}", *overrides, env=env)
+        for i, (env, overrides, _) in enumerate(cases)
+    ]
+    outputs = [finish(process, code=2) for process in started]
+    for (_, _, says), output in zip(cases, outputs, strict=True):
+        line = output.strip().splitlines()[-1]
+        assert line.startswith("error: "), output
+        for part in says:
+            assert part in line, output
+        assert "Traceback" not in output
+    warnings = [line for line in outputs[-1].splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert f"MLflow at http://{silent} does not answer" in warnings[0]
+    assert "training goes on" in warnings[0]
+    assert not list((runner.folder / "store/runs").glob("unwanted-*"))
+
+
+def test_an_address_without_a_cluster(silent: str, mlflow_server: MlflowServer) -> None:
+    http = mlflow_server.uri.removeprefix("http://")
+    for address, says in {
+        "127.0.0.1:9": "no Ray cluster answers there; start one with 'ray start --head'",
+        silent: "no answer in 1 s; mend the address",
+        http: "not the head of a Ray cluster; give the port of 'ray start --head'",
+    }.items():
+        # Not by join(), which takes this machine's own address for loopback's, as Ray does.
+        with pytest.raises(UserError, match=f"^head: .*{says}"):
+            _ask(address, "head", timeout=1)
+    with pytest.raises(UserError, match=r"^cluster\.address=nonsense: write it as host:port"):
+        join("nonsense")
+
+
+def test_other_versions_are_named() -> None:
+    theirs = json.dumps({"ray_version": "2.59.0", "python_version": "3.10.1"}).encode()
+    with pytest.raises(UserError, match=r"Ray 2\.59\.0 and Python 3\.10\.1, and this process") as e:
+        _compare(theirs, "cluster.address=head:6379")
+    assert "same image" in str(e.value)
+    _compare(b"", "cluster.address=head:6379")  # says nothing: ray.init will
+
+
+def test_a_bucket_that_may_only_be_read(keys: S3Server) -> None:
+    client = boto3.client("s3", endpoint_url=keys.endpoint)
+    client.create_bucket(Bucket="read-only")
+    deny = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": ["s3:PutObject"],
+        "Resource": ["arn:aws:s3:::read-only/*"],
+    }
+    policy = {"Version": "2012-10-17", "Statement": [deny]}
+    client.put_bucket_policy(Bucket="read-only", Policy=json.dumps(policy))
+    with pytest.raises(UserError, match=r"storage\.uri=s3://read-only/x: .*AccessDenied; .*grant"):
+        check_writable(open_store(Storage(uri="s3://read-only/x", endpoint=keys.endpoint)))
+
+
+def test_a_server_that_takes_connections_and_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr("t2i_ray.storage.s3._HURRY", (1, 1, 2))
+    with pytest.raises(UserError, match=r"ReadTimeoutError.*mend storage\.endpoint"):
+        check_writable(open_store(Storage(uri="s3://bucket/x", endpoint=f"http://{silent}")))
+
+
+def test_a_server_that_is_no_store(
+    monkeypatch: pytest.MonkeyPatch, mlflow_server: MlflowServer
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(UserError, match=r"not a store of objects; mend storage\.endpoint"):
+        check_writable(open_store(Storage(uri="s3://bucket/x", endpoint=mlflow_server.uri)))
+
+
+# ----------------------------------------------------------------------------------- MLflow
+
+
+@pytest.fixture
+def _nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No credentials for MLflow."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("USERNAME", "PASSWORD", "TOKEN", "URI"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+
+
+@pytest.mark.usefixtures("_nobody")
+def test_mlflow_that_answers_or_not(
+    mlflow_server: MlflowServer, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2i_ray.tracking.access.TIMEOUT", 1.0)
+    there = Destination(mlflow_server.uri, "no-such-experiment")
+    assert check_access(there) is None
+    assert "'no-such-experiment'" in try_out(there)
+    assert check_access(there) is None
+    for uri in (f"http://{silent}", "http://127.0.0.1:9", mlflow_server.uri + "/elsewhere"):
+        problem = check_access(replace(there, uri=uri))
+        assert problem
+        assert uri in problem
+        assert "mend tracking.uri" in problem
+
+
+@pytest.mark.usefixtures("_nobody")
+def test_mlflow_that_asks_for_a_password(
+    secured: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = Destination(secured.uri, "doctor")
+    with pytest.raises(UserError, match=r"asks for a password \(401\); set MLFLOW_TRACKING_USER"):
+        check_access(there)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "sesame")
+    with pytest.raises(UserError, match=r"refuses the user and password .*; mend") as caught:
+        check_access(there)
+    assert "sesame" not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    assert check_access(there) is None
+    assert "writable" in try_out(there)
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+    file = tmp_path / ".mlflow/credentials"  # MLflow's own client reads it
+    file.parent.mkdir()
+    file.write_text(
+        f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {PASSWORD}"
+    )
+    assert check_access(there) is None
+    file.write_text("[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = no")
+    with pytest.raises(UserError, match=r"\(401\)"):
+        check_access(there)
+
+
+# ---------------------------------------------------------------------------------- judging
+
+
+def test_a_clock_is_judged_by_the_quickest_answer() -> None:
+    answers = iter([(0.0, 9.0, 4.0), (10.0, 10.1, 10.01), (20.0, 29.0, 28.0)])
+    row = clock("node", lambda: next(answers), tries=3)
+    assert (row.state, row.found.split()[0]) == ("ok", "+0.095")
+    assert clock("node", lambda: (0.0, -5.0, 0.1)).state == "warning"
+    assert clock("node", lambda: (0.0, 3600.0, 0.1)).state == "failed"
+    assert clock("node", lambda: (0.0, 5.0, 9.0)).state == "ok"  # the answer says no more
+
+
+def test_room_is_what_ray_needs_of_it() -> None:
+    sizes = {"ok": (50, 100), "warning": (3, 100), "failed": (0.5, 100)}
+    for state, (free, total) in sizes.items():
+        assert room("node", Disk("/tmp", int(free * 1e9), int(total * 1e9))).state == state
+
+
+def test_many_nodes_that_are_well_are_one_row() -> None:
+    rows = [Finding("clock", f"10.0.0.{i}", "ok", f"{i} ms", weight=i) for i in range(60)]
+    rows[7] = Finding("clock", "10.0.0.7", "failed", "an hour", "set it right")
+    first, second = merged([Finding("clock", "driver", "ok", "here"), *rows])[1:]
+    assert (first.where, first.found) == ("59 nodes", "the worst: 59 ms")
+    assert second is rows[7]
+
+
+def test_a_terminal_gets_a_table_and_a_file_gets_lines() -> None:
+    rows = [
+        Finding("storage", "driver", "ok", "fast"),
+        Finding("GPUs", "10.0.0.1", "failed", "[none]", "mend the driver" + " and the card" * 20),
+    ]
+    plain = io.StringIO()
+    show(rows, Console(file=plain, width=80))
+    assert plain.getvalue().splitlines() == [
+        "ok      storage  driver    fast",
+        f"failed  GPUs     10.0.0.1  [none]; {rows[1].remedy}",
+        "1 ok, 0 warning, 1 failed",
+    ]
+    table = io.StringIO()
+    show(rows, Console(file=table, width=80, force_terminal=True))
+    assert "┏" in table.getvalue()
+    assert "[none]" in table.getvalue()
+
+
+def test_bad_input_is_not_examined(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "bad")
+    done = subprocess.run(
+        [sys.executable, "-m", "t2i_ray", "doctor", str(config), "trian.steps=1"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
