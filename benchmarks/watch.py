@@ -16,7 +16,7 @@ from typing import cast
 
 from t2i_ray.config import parse_config
 from t2i_ray.train import Show, Worker, watch
-from t2i_ray.train.chief import Bystander
+from t2i_ray.train.bystander import Bystander
 from t2i_ray.train.feed import Feed
 
 LOSSES = dict.fromkeys(

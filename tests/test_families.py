@@ -20,8 +20,7 @@ from small_gan import (
 from torch import Tensor, nn
 
 from t2i_ray.augment import CHANCES, augment
-from t2i_ray.config import UserError
-from t2i_ray.config.sections import FAMILIES, PRETRAINING
+from t2i_ray.config import FAMILIES, PRETRAINING, UserError
 from t2i_ray.cvae import CVae, negative_elbo
 from t2i_ray.families import OBJECTIVES, OURS, family_of
 from t2i_ray.family import Family

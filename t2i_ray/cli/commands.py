@@ -41,8 +41,7 @@ def pretrain(config: Path, overrides: list[str], objective: str) -> int:
     """Run it and say where the encoder lies; the exit code."""
     from t2i_ray import launch
     from t2i_ray.cli.commit import git_commit
-    from t2i_ray.config import load_config
-    from t2i_ray.config.sections import PRETRAINING
+    from t2i_ray.config import PRETRAINING, load_config
 
     if objective not in PRETRAINING:
         raise UserError(f"--objective {objective}: give one of {', '.join(PRETRAINING)}")

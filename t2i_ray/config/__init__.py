@@ -18,6 +18,7 @@ from t2i_ray.config.measures import (
     larger_is_better,
     names_taken,
 )
+from t2i_ray.config.operation import Storage, Tracking
 from t2i_ray.config.reading import (
     UserError,
     json_schema,
@@ -27,8 +28,8 @@ from t2i_ray.config.reading import (
     validate,
     with_overrides,
 )
+from t2i_ray.config.run import Config
 from t2i_ray.config.search import Dimension, Pbt, Search
-from t2i_ray.config.sections import Config, Optim, Storage, Tracking
 from t2i_ray.config.sources import (
     Coco,
     Cub200,
@@ -42,13 +43,16 @@ from t2i_ray.config.sources import (
     WebDataset,
 )
 from t2i_ray.config.sweep import Sweep, load_sweep, parse_sweep, sweep_schema, with_values
+from t2i_ray.config.training import FAMILIES, PRETRAINING, Optim
 
 __all__ = [
     "CHEAP",
+    "FAMILIES",
     "GROUPS",
     "INCEPTION",
     "KINDS",
     "MATCHING",
+    "PRETRAINING",
     "RANKED",
     "READER",
     "TARGETS",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from t2i_ray.config.fields import Section
-from t2i_ray.config.sections import Config
+from t2i_ray.config.run import Config
 
 
 def identity_of(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from t2i_ray.config.fields import Section
-from t2i_ray.config.sections import Config
+from t2i_ray.config.run import Config
 
 # ValueError: a date in a 13th month, a number of 5,000 digits, bytes that are no UTF-8.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)

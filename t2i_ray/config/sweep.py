@@ -11,8 +11,8 @@ from typing import Any
 from t2i_ray.config.fields import Section
 from t2i_ray.config.measures import names_taken
 from t2i_ray.config.reading import UserError, parse_config, read_yaml, set_value, validate
+from t2i_ray.config.run import Config
 from t2i_ray.config.search import Dimension, Search
-from t2i_ray.config.sections import Config
 
 
 class Sweep(Section):

@@ -1,4 +1,4 @@
-"""What rank 0 does for all: logs, draws, measures, saves, listens. The other ranks stand by."""
+"""What rank 0 does for all: logs, draws, measures, saves, listens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from t2i_ray import report
@@ -20,92 +18,20 @@ from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder, to_document
 from t2i_ray.encoders.saved import pretrained_files
 from t2i_ray.family import Family, Objective
-from t2i_ray.generate import to_uint8
 from t2i_ray.runs import Scores, run_store
 from t2i_ray.storage import StorageError, Store
 from t2i_ray.tracking import ROLLBACKS_TAG, About, Tracker, resolve, tag
+from t2i_ray.train.bystander import MAY, MAY_NOT, WAITS, Bystander
 from t2i_ray.train.cost import Cost
+from t2i_ray.train.drawing import Drawing
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.guards import ROLLBACKS_KEY, Guard
+from t2i_ray.train.job import Job
 from t2i_ray.train.progress import Progress
 from t2i_ray.train.pulse import Pulse
 from t2i_ray.train.scoring import Scoring
 
-if TYPE_CHECKING:
-    from t2i_ray.train.loop import Job
-
-GRID_CAPTIONS = 8
-GRID_NOISES = 6
-STATISTICS_BATCHES = 16
 LOOK_EVERY = 1.0  # seconds between two looks for a reason to go on elsewhere
-WAITS, MAY, MAY_NOT = 0, 1, 2  # whether a checkpoint may be saved now
-
-
-class Bystander:
-    """Every other rank: takes part in nothing but the steps."""
-
-    def __init__(self, *_: object) -> None:
-        self.measured: dict[str, float] = {}  # on the weights of the last checkpoint, if at all
-        self.superseded: str | None = None  # who has taken over, once that is known
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether this rank was asked to stop."""
-        return False
-
-    @property
-    def look_due(self) -> bool:
-        """Whether all ranks are to look for a reason to go on elsewhere."""
-        return False
-
-    def log(self, step: int, losses: Mapping[str, float]) -> None:
-        """Take down a step's losses."""
-
-    def samples_due(self, step: int) -> bool:  # noqa: ARG002
-        """Whether a sample grid is to be drawn after this step."""
-        return False
-
-    def sample(self, step: int, objective: Objective) -> None:
-        """Draw the sample grid."""
-
-    def evaluation_due(self, step: int) -> bool:  # noqa: ARG002
-        """Whether the measures are to be taken after this step."""
-        return False
-
-    def evaluate(self, step: int, objective: Objective) -> None:
-        """Take the measures on the validation split."""
-
-    def artifact(self, key: str, data: bytes) -> None:
-        """Keep a file of the run."""
-
-    def standing(self, step: int) -> dict[str, float]:  # noqa: ARG002
-        """What only rank 0 knows, as watch.GAUGES names it."""
-        return {}
-
-    def may_save(self, patience: float) -> int:  # noqa: ARG002
-        """MAY; WAITS if the last checkpoint is not written after so many seconds; MAY_NOT."""
-        return MAY
-
-    def save(self, step: int, objective: Objective) -> None:
-        """Save a checkpoint."""
-
-    def lacks_diversity(self, step: int, objective: Objective) -> bool:  # noqa: ARG002
-        """Whether the pictures of the sample grid are too much alike."""
-        return False
-
-    def go_back(self, step: int, reason: str) -> None:
-        """Forget what is later than the point to go back to, where training will go on."""
-
-    def give_up(self) -> str:
-        """The run has failed for good: MLflow may show also what no checkpoint covers.
-
-        Says which checkpoint is the last good one.
-        """
-        return ""
-
-    def close(self, *, in_haste: bool = False) -> bool:  # noqa: ARG002
-        """Finish; whether MLflow has everything."""
-        return True
 
 
 class Chief(Bystander):
@@ -130,13 +56,11 @@ class Chief(Bystander):
         self._root = store
         self._store = run_store(store, config.name)
         self._checkpoints = checkpoints
-        self._prepared = prepared
         self._encoder = encoder
-        self._feed = feed
+        self._drawing = Drawing(prepared, feed)
         self._scoring = Scoring(config, store, prepared, feed)
         self._scores: tuple[int, dict[str, float]] = (-1, {})  # of which step
         self._marks = job.marks
-        self._refreshed = -1  # the step whose averaged generator has its statistics
         self._files: dict[str, bytes] = {}  # not yet written
         self._history: dict[str, list[float]] = {}
         super().__init__()
@@ -211,41 +135,16 @@ class Chief(Bystander):
 
     def sample(self, step: int, objective: Objective) -> None:
         """The grid of fixed captions by fixed noises, by the averaged generator."""
-        if not isinstance(objective, Family):
-            return
-        captions, images = self._grid(step, objective)
-        png = report.sample_grid(to_uint8(images), [self._prepared.captions[i] for i in captions])
-        self.artifact(f"samples/step_{step:08d}.png", png)
+        if isinstance(objective, Family):
+            self.artifact(f"samples/step_{step:08d}.png", self._drawing.grid(step, objective))
 
     def lacks_diversity(self, step: int, objective: Objective) -> bool:
         """Whether the pictures of the sample grid are too much alike."""
         if not isinstance(objective, Family):
             return False
-        diversity = self._grid(step, objective)[1].double().std(dim=0).mean().item()
+        diversity = self._drawing.diversity(step, objective)
         self._tracker.log(step, {"guard/diversity": diversity})
         return self._guard.lacks_diversity(diversity)
-
-    def _grid(self, step: int, family: Family) -> tuple[np.ndarray, torch.Tensor]:
-        """Captions of the sample grid [c], and its pictures [c * GRID_NOISES, 3, S, S]."""
-        captions = self._grid_captions()
-        noise = self._feed.noise("grid", count=GRID_NOISES)
-        self._refresh(step, family)
-        rows = self._feed.rows(np.repeat(captions, GRID_NOISES))
-        return captions, family.sample(noise.repeat(len(captions), 1), rows)
-
-    def _grid_captions(self) -> np.ndarray:
-        """The first captions of pictures spread over the validation split, or else training."""
-        ids = self._prepared.ids("val")
-        ids = ids if len(ids) else self._prepared.ids("train")
-        chosen = ids[np.linspace(0, len(ids) - 1, min(GRID_CAPTIONS, len(ids))).astype(int)]
-        return np.array([self._prepared.captions_of(sample)[0] for sample in chosen])
-
-    def _refresh(self, step: int, family: Objective) -> None:
-        """Estimate the averaged generator's BatchNorm statistics on training captions."""
-        if step == self._refreshed or not isinstance(family, Family):
-            return
-        self._refreshed = step
-        family.refresh_ema_statistics([self._feed.piece(i, 0) for i in range(STATISTICS_BATCHES)])
 
     def evaluation_due(self, step: int) -> bool:
         """Every evaluation.every steps, unless that is done aside."""
@@ -254,7 +153,7 @@ class Chief(Bystander):
 
     def evaluate(self, step: int, objective: Objective) -> None:
         """Take the measures on the validation split."""
-        self._refresh(step, objective)
+        self._drawing.refresh(step, objective)
         scores = self._scoring.scores(objective)
         self._scores = step, scores
         self._tracker.log(step, scores)
@@ -271,7 +170,7 @@ class Chief(Bystander):
 
     def save(self, step: int, objective: Objective) -> None:
         """Save a checkpoint; when it is durable, MLflow may show what it covers."""
-        self._refresh(step, objective)
+        self._drawing.refresh(step, objective)
         cost = self._cost.count()
         self._tracker.log(step, {**cost, "perf/workers": self._cost.world})
         of, scores = self._scores

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from t2i_ray.config import Config
-from t2i_ray.train.chief import Bystander
+from t2i_ray.train.bystander import Bystander
 from t2i_ray.train.feed import Feed
 from t2i_ray.train.profiling import Profiler
 from t2i_ray.train.worker import Worker
