@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from t2i_ray.batch_norm import estimate_statistics, reserve_statistics
 from t2i_ray.config import Config
 from t2i_ray.learner import Learner
-from t2i_ray.models import Generator, estimate_statistics, reserve_statistics
+from t2i_ray.models import Generator
 
 State = dict[str, dict[str, Tensor]]
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from t2i_ray.batch_norm import reserve_statistics
 from t2i_ray.checkpoint import Checkpoint
 from t2i_ray.config import Config, UserError, parse_config, require_allowed
 from t2i_ray.data import counter_rng
 from t2i_ray.encoders import Encoder, load_encoder, refusal, unknown_words
 from t2i_ray.families import family_of
-from t2i_ray.models import reserve_statistics
 
 #: The files of a checkpoint that make pictures; a folder of them is a model.
 MODEL_TENSORS = ("generator_ema", "encoder_ema")

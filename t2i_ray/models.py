@@ -2,7 +2,7 @@
 
 BatchNorm keeps no running statistics while training: it has no buffers, so that copies of a
 network on several workers have nothing but parameters to agree on. A generator that is to be
-*used* gets fixed statistics by `estimate_statistics`; they are then part of its state dict.
+*used* gets fixed statistics (`batch_norm.py`); they are then part of its state dict.
 No layer that a BatchNorm follows has a bias: the norm would take it out again.
 
 A caption's projection is normalised as well, which the paper does not do: an encoder's codes may
@@ -11,7 +11,7 @@ be of any scale, and those of a fresh one are so small that noise and picture wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -260,38 +260,6 @@ class Matcher(nn.Module):
 
     def _scaled(self, code: Tensor) -> Tensor:
         return normalize(code) if self.cosine else code
-
-
-def reserve_statistics(module: nn.Module) -> None:
-    """Make room for fixed BatchNorm statistics, so that they are saved and loaded."""
-    for norm in _norms(module):
-        norm.running_mean = torch.zeros_like(norm.weight, requires_grad=False)
-        norm.running_var = torch.ones_like(norm.weight, requires_grad=False)
-
-
-@torch.no_grad()
-def estimate_statistics(module: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
-    """Fix a module's BatchNorm statistics to their mean over batches of its inputs.
-
-    Leaves the module in eval mode, where it uses them: what it makes of one input then depends on
-    no other. Weights are untouched.
-    """
-    reserve_statistics(module)
-    norms = _norms(module)
-    module.train()
-    for norm in norms:
-        norm.track_running_stats = True
-    for count, inputs in enumerate(batches, start=1):
-        for norm in norms:
-            norm.momentum = 1 / count  # a running mean over all batches so far
-        module(*inputs)
-    for norm in norms:
-        norm.track_running_stats = False
-    module.eval()
-
-
-def _norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
-    return [p for p in module.modules() if isinstance(p, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
 def _text_projection(text_in: int, text_dim: int) -> nn.Sequential:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import batch_norm, conv2d, conv_transpose2d, leaky_relu, linear
 
+from t2i_ray.batch_norm import estimate_statistics, reserve_statistics
 from t2i_ray.config import Optim, UserError
 from t2i_ray.family import Piece
 from t2i_ray.gan_cls import GanCls
 from t2i_ray.learner import schedule
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss
-from t2i_ray.models import Discriminator, Generator, estimate_statistics, reserve_statistics
+from t2i_ray.models import Discriminator, Generator
 
 # ---------------------------------------------------- Algorithm 1, as a textbook would have it
 

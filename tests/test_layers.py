@@ -37,6 +37,7 @@ ROOMS = [
     "data",
     "losses",
     "models",
+    "batch_norm",
     "storage",
     "config",
     "lines",

@@ -17,6 +17,7 @@ from test_pretrained_encoders import SIZES, run, run_config
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from t2i_ray.batch_norm import estimate_statistics
 from t2i_ray.config import UserError, parse_config
 from t2i_ray.data import open_prepared, prepare
 from t2i_ray.encoders import load_encoder
@@ -25,7 +26,6 @@ from t2i_ray.evaluate.pictures import batches
 from t2i_ray.families import family_of, objective_of
 from t2i_ray.family import Objective, Piece
 from t2i_ray.losses import structured_loss
-from t2i_ray.models import estimate_statistics
 from t2i_ray.pretrain import make_tower, rebuilding_loss, words_of
 from t2i_ray.storage import open_store
 

@@ -26,10 +26,11 @@ from safetensors.torch import save_file
 from small_configs import networks
 
 from t2i_ray import tracking
+from t2i_ray.batch_norm import reserve_statistics
 from t2i_ray.config import Config, Recurrent, Storage, UserError, flatten, parse_config
 from t2i_ray.encoders import build_encoder
 from t2i_ray.generate import Pipeline
-from t2i_ray.models import Generator, reserve_statistics
+from t2i_ray.models import Generator
 from t2i_ray.storage import LocalStore, Store
 from t2i_ray.tracking import About, Dataset, Destination, Tracker, describe, set_status, sync
 from t2i_ray.tracking.about import ATTEMPT_TAG, PARAM_LENGTH, REASON_TAG, scrub

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from t2i_ray import config
+from t2i_ray.batch_norm import estimate_statistics
 from t2i_ray.checkpoint import Checkpoint
 from t2i_ray.config import MATCHING, UserError, parse_config, require_allowed
 from t2i_ray.data import Prepared, counter_rng
@@ -18,7 +19,7 @@ from t2i_ray.evaluate.features import Features
 from t2i_ray.evaluate.pictures import BATCH, Pictures, batches
 from t2i_ray.families import family_of
 from t2i_ray.generate import float32
-from t2i_ray.models import Discriminator, estimate_statistics
+from t2i_ray.models import Discriminator
 from t2i_ray.pretrain import Tower, make_tower
 
 OTHERS = 99  # captions among which the own one is looked for
