@@ -93,8 +93,7 @@ def claim_attempt(place: Store, name: str, after: int = 0, patience: float = 0) 
     Raises:
         UserError: another driver is at work, or has just begun.
     """
-    _wait_for_others(place, name, patience)
-    number = Number(max(newest(place).attempt, after) + 1)
+    number = Number(max(_wait_for_others(place, name, patience), after) + 1)
     created = place.create(number.key, _encoded(Process.this()))
     if not created or newest(place).attempt > number.attempt:
         raise UserError(
@@ -105,10 +104,14 @@ def claim_attempt(place: Store, name: str, after: int = 0, patience: float = 0) 
     return number.attempt
 
 
-def _wait_for_others(place: Store, name: str, patience: float) -> None:
-    """Until no other driver is at work. Raises UserError if one is."""
+def _wait_for_others(place: Store, name: str, patience: float) -> int:
+    """Until no other driver is at work; the newest attempt then. Raises UserError if one is."""
     began, first = time.monotonic(), None
-    while holder := _holder(place):
+    while True:
+        claim = newest(place)
+        holder = _holder(place, claim)
+        if holder is None:
+            return claim.attempt
         waited = time.monotonic() - began
         alive = holder.is_here or (first is not None and holder.time != first.time)
         if alive and waited >= patience:
@@ -117,16 +120,15 @@ def _wait_for_others(place: Store, name: str, patience: float) -> None:
                 "(Ctrl-C), or take another name"
             )
         if not alive and waited >= LASTS:  # whatever its clock says
-            return
+            return claim.attempt
         if first is None:
             first, longest = holder, patience if alive else LASTS - holder.age
             print(f"{name}: waits up to {longest:.0f} s for {holder} to be gone", flush=True)
         time.sleep(0.5)
 
 
-def _holder(place: Store) -> Process | None:
+def _holder(place: Store, claim: Number) -> Process | None:
     """The driver that may be at work: not this process, not known to be gone, lease not over."""
-    claim = newest(place)
     lease = _read(place, LEASE_KEY)
     if lease.get("attempt") != claim.attempt:  # begun this very moment
         lease = _read(place, claim._replace(term=0).key)

@@ -185,8 +185,9 @@ class Scores:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Keep what was measured after so many steps, unless it is there from before a restart."""
         if values and step > self.step:
-            self.rows.append({STEP: step, **values})
-            self._store.write_json("scores.json", self.rows)
+            rows = [*self.rows, {STEP: step, **values}]
+            self._store.write_json("scores.json", rows)
+            self.rows = rows  # now that it is sure
 
     def forget_after(self, step: int) -> None:
         """The run has gone back to this step."""

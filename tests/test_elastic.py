@@ -13,6 +13,9 @@ from threading import Thread
 
 import pytest
 import torch
+from ray.train import ControllerError, ScalingConfig
+from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from ray_cluster import BIN, RayCluster
 from runner import Runner, until
 from small_configs import write_config
@@ -21,6 +24,7 @@ from t2i_ray.checkpoint import Checkpoints
 from t2i_ray.config import UserError, load_config, parse_sweep
 from t2i_ray.data import prepare
 from t2i_ray.launch.cluster import lacking
+from t2i_ray.launch.elastic import Room, fitting
 from t2i_ray.runs import run_store
 from t2i_ray.storage import open_store
 from t2i_ray.tracking import describe
@@ -46,6 +50,40 @@ def test_elastic_settings_are_checked(tmp_path: Path) -> None:
     document["evaluation"]["every"] = document["train"]["steps"]
     with pytest.raises(UserError, match=r"min_workers=1: the trials of a sweep.*leave it out"):
         parse_sweep(document)
+
+
+def test_workers_that_fit_leave_room_for_what_measures_aside() -> None:
+    worker = {"CPU": 2.0, "GPU": 0.0}
+    nodes = [{"CPU": 5.0}, {"CPU": 4.0}, {"memory": 1.0}]
+    assert fitting(nodes, worker, aside=0) == 4
+    assert fitting(nodes, worker, aside=1) == 4  # the first node has one over
+    assert fitting(nodes, worker, aside=2) == 3
+    assert fitting(nodes, worker, aside=9) == 4  # there is no such room anyway
+    gpus = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 8.0}]
+    assert fitting(gpus, {"CPU": 2.0, "GPU": 1.0}, aside=8) == 1
+
+
+def test_a_lost_groups_own_room_counts_until_the_next_one_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray keeps it for the group that is lost, until another is started."""
+    room = Room(ScalingConfig(num_workers=(2, 2), resources_per_worker={"CPU": 1}), "run-1", 0)
+    nodes = {"a": {"CPU": 1.0}}
+    monkeypatch.setattr(room, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(room, "_get_resize_decision", lambda workers: workers)
+    monkeypatch.setattr("t2i_ray.launch.elastic.totals", lambda: nodes)
+    monkeypatch.setattr("t2i_ray.launch.elastic.available_resources_per_node", dict)
+    monkeypatch.setattr("t2i_ray.launch.elastic.state.get_draining_nodes", dict)
+    decide = room.make_decision_for_non_running_worker_group
+    for _ in range(2):
+        assert isinstance(decide(), NoopDecision)
+    assert capsys.readouterr().out == "run-1: waits: 2 workers needed, room for 1\n"
+    nodes["b"] = {"CPU": 1.0}
+    assert decide() == 2
+    # Somebody else has it: the start has failed, and the group before it is gone.
+    failed = ReschedulingState(ControllerError(RuntimeError("no room")))
+    room.after_controller_state_update(InitializingState(), failed)
+    assert isinstance(decide(), NoopDecision)
 
 
 def test_cost_is_that_of_the_workers_there_were(tmp_path: Path) -> None:

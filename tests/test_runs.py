@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from t2i_ray.config import Config, Storage, UserError, parse_config
+from t2i_ray.launch.fit import Silence
 from t2i_ray.runs import (
     begin_attempt,
     is_lost,
@@ -102,3 +103,15 @@ def test_lost_is_who_runs_without_a_sign_of_life(store: Store) -> None:
     record.status = "FINISHED"
     write_run(store, record)
     assert not is_lost(store, record)
+
+
+def test_nobody_is_waited_for_if_none_gives_a_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([10.0, 11.0, 12.0, 39.0, 42.0, 60.0, 90.0, 91.0, 100.0])
+    monkeypatch.setattr("t2i_ray.launch.fit.time.monotonic", lambda: next(clock))
+    store = LocalStore(tmp_path)
+    silence = Silence(store, "a")
+    assert [silence.lasts() for _ in range(5)] == [False, False, False, False, True]
+    run_store(store, "a").write_json("progress.json", {"step": 1})
+    assert [silence.lasts() for _ in range(4)] == [False, True, False, True]

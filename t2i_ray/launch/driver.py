@@ -66,7 +66,13 @@ def _train(config: Config, store: Store, data: str, run: Attempt) -> int:
     ) as stop:
         aside = Aside(config, record, store, lambda: stop.number > 0)
         outcome = fit_workers(
-            config, record.attempt, job, store, meanwhile=run.announce, watch=aside.look
+            config,
+            record.attempt,
+            job,
+            store,
+            meanwhile=run.announce,
+            watch=aside.look,
+            stopping=lambda: stop.number > 0,
         )
         if not aside.finish() and outcome["status"] == "FINISHED":
             outcome |= {"status": "KILLED", "reason": "stopped before all was measured"}

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from types import FrameType
@@ -17,8 +18,10 @@ from t2i_ray.claims import Number, check
 from t2i_ray.config import Config, parse_config
 from t2i_ray.launch.cluster import ray_storage, worker_environment
 from t2i_ray.lines import lines_of
-from t2i_ray.runs import Scores, run_store
-from t2i_ray.storage import FencedStore, Store, open_store
+from t2i_ray.runs import Scores, read_progress, run_store
+from t2i_ray.storage import FencedStore, StorageError, Store, open_store, patiently
+
+SILENCE = 30.0  # seconds; rank 0 gives a sign every five
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -42,11 +45,12 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
     here = run_store(store, config.name)
     place, own = here.uri, Number(job["about"]["attempt"])
+    patience = config.cluster.timeout_s / 2  # the other ranks wait meanwhile
     fenced = FencedStore(store, lambda: check(here, own))
 
     def report(step: int, measured: dict[str, float]) -> None:
         if measured:
-            Scores(fenced, config.name).add(step, measured)
+            patiently(lambda: Scores(fenced, config.name).add(step, measured), patience)
         ray.train.report({"step": step, "checkpoint": f"{place}/checkpoints/step_{step:08d}"})
 
     with lines_of(config.name):
@@ -81,11 +85,13 @@ def fit_workers(
     *,
     meanwhile: Callable[[], None] = lambda: None,
     watch: Callable[[], None] = lambda: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run the workers; how it ended, as a mapping of status, step, reason, published.
 
     ``meanwhile`` is called while they start, which takes ten seconds; ``watch`` again and again
-    until they have ended.
+    until they have ended; ``stopping`` says whether they were asked to, so that nobody is waited
+    for if none is at work.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig
@@ -101,6 +107,7 @@ def fit_workers(
     path, filesystem = ray_storage(config, store)
     trainer = LeanTorchTrainer(
         work,
+        aside=config.aside,
         train_loop_config=job,
         scaling_config=ScalingConfig(
             num_workers=(cluster.fewest, cluster.workers)
@@ -137,10 +144,36 @@ def fit_workers(
     thread = threading.Thread(target=fit, name="fit", daemon=True)
     thread.start()
     meanwhile()
+    silence = Silence(store, config.name)
     while thread.is_alive():
         watch()
+        if stopping() and silence.lasts():
+            return {"status": "KILLED", "reason": "stopped while no worker was at work"}
         thread.join(0.2)
     return ending
+
+
+class Silence:
+    """Whether rank 0 has given no sign since this was first asked, for SILENCE seconds."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+        self._heard: dict[str, Any] | None = None
+        self._since = self._looked = 0.0
+
+    def lasts(self) -> bool:
+        """Look, every other second."""
+        now = time.monotonic()
+        if now < self._looked + 2:
+            return False
+        self._looked = now
+        try:
+            sign = read_progress(self._store, self._name)
+        except StorageError:  # rank 0 may wait for it as well
+            sign = None
+        if sign is None or sign != self._heard:
+            self._heard, self._since = sign, now
+        return now >= self._since + SILENCE
 
 
 def _reason(error: Exception) -> str:

@@ -19,9 +19,17 @@ UNUSED = {
 class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc] # Ray's decorators hide its type
     """TorchTrainer that starts quicker, and costs a small machine less while it runs.
 
+    Args:
+        aside: CPUs that an elastic group is to leave free.
+        given: as TorchTrainer has it.
+
     Ray has no public way to leave these callbacks out, nor to choose how many workers an elastic
     group has; should a method that is overridden here disappear, all is as Ray has it.
     """
+
+    def __init__(self, *given: Any, aside: int = 0, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._aside = aside
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -31,5 +39,5 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc] # Ray's decorators h
         if self.scaling_config.elasticity_enabled:
             from t2i_ray.launch.elastic import Room
 
-            given["scaling_policy"] = Room(self.scaling_config)
+            given["scaling_policy"] = Room(self.scaling_config, self.run_config.name, self._aside)
         return super()._initialize_and_run_controller(**given)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from t2i_ray import config
 from t2i_ray.config import UserError
-from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key
+from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_key, patiently
 from t2i_ray.storage.fenced import FencedStore
 from t2i_ray.storage.local import LocalStore
 from t2i_ray.storage.opened import open_key
@@ -31,6 +31,7 @@ __all__ = [
     "check_writable",
     "open_key",
     "open_store",
+    "patiently",
 ]
 
 

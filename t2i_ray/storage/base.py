@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,3 +118,19 @@ def check_key(key: str) -> str:
     if "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise ValueError(f"not a key: {key!r}; use names joined by '/', without '..'")
     return key
+
+
+def patiently(action: Callable[[], object], seconds: float) -> None:
+    """Do it again and again while the store is away; after so many seconds, its last error."""
+    deadline, warned = time.monotonic() + seconds, False
+    while True:
+        try:
+            action()
+            return
+        except StorageError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not warned:
+                print(f"warning: the storage is away, trying on: {error}", flush=True)
+            warned = True
+            time.sleep(1)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from t2i_ray import tracking
-from t2i_ray.claims import Lease, claim_attempt
+from t2i_ray.claims import Lease, Number, Superseded, check, claim_attempt
 from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import (
@@ -20,7 +20,7 @@ from t2i_ray.launch import (
     with_pinned_encoder,
 )
 from t2i_ray.runs import STOPPED, Status, now, read_run, write_run
-from t2i_ray.storage import Store
+from t2i_ray.storage import FencedStore, Store
 from t2i_ray.sweep.answer import Answer, collect, winners
 from t2i_ray.sweep.ending import Ending
 from t2i_ray.sweep.plan import Listed, Plan, Staged
@@ -43,12 +43,20 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
         load_optuna()
     key = _remember(store, sweep)
     place = store.within(f"sweeps/{sweep.name}")
-    with Lease(place, claim_attempt(place, sweep.name)):
-        return _tune(sweep, store, key, commit, diff)
+    number = Number(claim_attempt(place, sweep.name))
+    with Lease(place, number.attempt):
+        try:
+            fenced = FencedStore(store, lambda: check(place, number))
+            return _tune(sweep, fenced, key, commit, diff)
+        except Superseded as why:
+            print(f"{sweep.name}: {why}; nothing more is written here", flush=True)
+            return 1
 
 
 def _tune(sweep: Sweep, store: Store, key: str, commit: str, diff: str) -> int:
     """What this driver alone is at work on, to its end."""
+    whole = {**sweep.run.model_dump(mode="json"), **sweep.model_dump(mode="json", exclude={"run"})}
+    store.write_json(f"sweeps/{sweep.name}/config.json", whole)
     connect(sweep.run)
     # After connect(): Ray reads its settings from the environment when it is imported.
     from t2i_ray.sweep.tuning import concurrent
@@ -64,6 +72,8 @@ def _tune(sweep: Sweep, store: Store, key: str, commit: str, diff: str) -> int:
         signal, reasons = _run(store, sweep, plan)
         answer = collect(store, sweep, [task.trial for task in plan.tasks], reasons)
         complete = _send_left(store, plan.tasks)
+    except Superseded:
+        raise
     except BaseException:
         parent.finish("FAILED", {}, {}, timeout=5)
         raise
@@ -205,8 +215,6 @@ def _remember(store: Store, sweep: Sweep) -> str:
             f"name={sweep.name!r}: a sweep of this name exists with another "
             f"{' and '.join(different)}; take another name, or the old values"
         )
-    whole = {**sweep.run.model_dump(mode="json"), **sweep.model_dump(mode="json", exclude={"run"})}
-    store.write_json(f"sweeps/{sweep.name}/config.json", whole)
     return f"sweep-{sweep.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

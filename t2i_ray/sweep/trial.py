@@ -17,6 +17,7 @@ from ray.train._internal.session import get_session
 from ray.tune.trainable import wrap_function
 
 from t2i_ray import tracking
+from t2i_ray.claims import Number, check
 from t2i_ray.config import Config, parse_config, with_values
 from t2i_ray.launch import Attempt, begin, fit_workers, gauges, settle
 from t2i_ray.lines import lines_of
@@ -33,7 +34,7 @@ from t2i_ray.runs import (
     run_store,
     write_run,
 )
-from t2i_ray.storage import StorageError, Store, open_store
+from t2i_ray.storage import FencedStore, StorageError, Store, open_store, patiently
 from t2i_ray.sweep.ending import LAST_WORDS
 from t2i_ray.train import Job, Worker, train
 
@@ -52,20 +53,23 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def _run(task: dict[str, Any], settings: Config) -> None:
     store = open_store(settings.storage)
-    told = Told(Scores(store, settings.name), task["metric"])
-    record = read_run(store, settings.name)
-    if record and has_ended(record):
-        told.tell()
-        if record.status == "FINISHED":
-            _test(store, record, task["test"])
-        return
-    run_store(store, settings.name).delete(PRUNED_KEY)
-    # A trial of a sweep that was killed may take a moment to be gone.
-    run = begin(
-        settings, store, task["data"], commit=task["commit"], tags=task["tags"], patience=30
-    )
-    with run.lease:
-        _go(store, run, task, told)
+    place, record = run_store(store, settings.name), read_run(store, settings.name)
+    if record is None or not has_ended(record):
+        place.delete(PRUNED_KEY)
+        # A trial of a sweep that was killed may take a moment to be gone, or to finish.
+        run = begin(
+            settings, store, task["data"], commit=task["commit"], tags=task["tags"], patience=30
+        )
+        record = run.record
+        if record.status == "RUNNING":
+            number = Number(record.attempt)
+            fenced = FencedStore(store, lambda: check(place, number))
+            with run.lease:
+                _go(store, run, task, Told(Scores(fenced, settings.name), task["metric"]))
+            return
+    Told(Scores(store, settings.name), task["metric"]).tell()
+    if record.status == "FINISHED":
+        _test(store, record, task["test"])
 
 
 def _go(store: Store, run: Attempt, task: dict[str, Any], told: Told) -> None:
@@ -109,7 +113,7 @@ def _train(store: Store, run: Attempt, task: dict[str, Any], told: Told) -> dict
         return _train_together(store, config, run, job, told)
 
     def report(step: int, values: dict[str, float]) -> None:
-        told.scores.add(step, values)
+        patiently(lambda: told.scores.add(step, values), config.cluster.timeout_s / 2)
         told.tell()
 
     show = gauges(config.name, rank=0)

@@ -225,8 +225,8 @@ class Chief(Bystander):
         print(f"{self._config.name}: {reason}; goes back to step {to}", flush=True)
         self._checkpoints.wait()
         self._store.write_json(ROLLBACKS_KEY, noted)  # first: see guards.py
-        self._checkpoints.forget_after(to)
         Scores(self._root, self._config.name).forget_after(to)
+        self._checkpoints.forget_after(to)  # last: whoever is killed before it comes here again
 
     def give_up(self) -> str:
         """The run has failed for good: MLflow may show also what no checkpoint covers.
@@ -245,7 +245,6 @@ class Chief(Bystander):
 
         In haste not so: whoever goes on from the checkpoint has it.
         """
-        self._pulse.close()
         try:
             self._checkpoints.wait()
         except Superseded as why:
@@ -255,4 +254,5 @@ class Chief(Bystander):
         patience = 0.5 if in_haste else 5 if self._tracker.in_outage else 20
         published = self._tracker.flush(timeout=patience)
         self._tracker.close()
+        self._pulse.close()  # last: without a sign, the driver takes this process for gone
         return published

@@ -116,8 +116,9 @@ def _train(
             status, reason = "FAILED", f"{wrong}; {chief.give_up()}"
     finally:
         watch.close()
-        published = chief.close(in_haste=bool(move))
-    if wrong and guard.may_go_back:
+        goes_back = bool(wrong) and guard.may_go_back
+        published = chief.close(in_haste=bool(move) or goes_back)
+    if goes_back:
         return None
     if move:  # the first to leave ends all: not before rank 0's checkpoint is durable
         worker.agree(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder,
 from t2i_ray.families import objective_of
 from t2i_ray.family import Objective
 from t2i_ray.runs import run_store
-from t2i_ray.storage import FencedStore, Store, open_store
+from t2i_ray.storage import FencedStore, Store, open_store, patiently
 from t2i_ray.train.bystander import Bystander
 from t2i_ray.train.chief import Chief
 from t2i_ray.train.feed import Feed
@@ -40,7 +41,11 @@ def open_run(job: Job, config: Config, worker: Worker) -> Opened:
     Raises:
         Superseded: on every rank, if somebody else is at work on the run.
     """
-    store = _fenced(open_store(config.storage), config.name, job, worker)
+    store = open_store(config.storage)
+    place = run_store(store, config.name)
+    if worker.is_chief:  # for whom the others wait below; a restart would not help
+        patiently(lambda: place.list("claims"), config.cluster.timeout_s / 2)
+    store = _fenced(store, config.name, job, worker)
     prepared = open_prepared(store, job.data)
     checkpoints = Checkpoints(
         run_store(store, config.name).within("checkpoints"),
@@ -89,8 +94,11 @@ def _guard(config: Config, place: Store, checkpoint: Checkpoint | None) -> Guard
     step, state = 0, None
     if checkpoint:
         step, state = checkpoint.step, checkpoint.documents["state"].get("guard")
-    noted = place.read_json(ROLLBACKS_KEY, []) if config.guard.counts else []
-    return Guard(config, step, state, noted)
+    noted = []
+    if config.guard.counts:
+        with suppress(ValueError):  # damaged: what it says will happen again
+            noted = place.read_json(ROLLBACKS_KEY, [])
+    return Guard(config, step, state, noted if isinstance(noted, list) else [])
 
 
 def _agreed_checkpoint(checkpoints: Checkpoints, worker: Worker) -> Checkpoint | None:
