@@ -27,8 +27,9 @@ def settle(
 
     A run that is alone, and not one of many, also says so and gives MLflow its model.
     """
+    place = run_store(store, record.name)
     try:
-        check(run_store(store, record.name), Number(record.attempt))
+        check(place, Number(record.attempt))
     except Superseded as why:  # what its record says is the other one's affair
         record.status = "FAILED"
         print(f"{record.name}: {why}; nothing more is written here", flush=True)
@@ -36,7 +37,9 @@ def settle(
     record.status = outcome["status"]
     reason = outcome.get("reason")  # perhaps the words of some library's exception
     record.reason = tracking.scrub(reason) if reason else None
-    record.step = outcome.get("step", record.step)
+    if "step" not in outcome:  # no worker could say so
+        outcome["step"] = max(Checkpoints(place.within("checkpoints"), keep=1).steps(), default=0)
+    record.step = outcome["step"]
     record.rollbacks = outcome.get("rollbacks", record.rollbacks)
     record.attempts[-1].ended = now()
     write_run(store, record)
