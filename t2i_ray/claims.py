@@ -135,7 +135,7 @@ def _holder(place: Store, claim: Number) -> Process | None:
     holder = Process.parse(lease)
     if holder is None or lease.get("released") or holder.same(Process.this()):
         return None
-    if holder.machine == _machine():
+    if holder.machine == _machine() and _started(os.getpid()):  # else processes can't be seen
         return holder if holder.is_here else None
     return holder if holder.age < LASTS else None
 
@@ -242,7 +242,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began; empty: there is none."""
+    """When a process began; empty: there is none, or no /proc that shows it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -6,7 +6,6 @@ key asks rank 0 to checkpoint and leave.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -202,31 +201,31 @@ def request_stop(store: Store, name: str) -> None:
     run_store(store, name).write("stop", now().encode())
 
 
-def show_life(store: Store, name: str) -> None:
-    """Renew the pulse of a run whose workers have ended, and whose driver is still at work."""
-    progress = {**read_progress(store, name), "time": now()}
-    run_store(store, name).write_json("progress.json", progress)
-
-
 def is_lost(store: Store, record: RunRecord) -> bool:
     """Whether a run that says RUNNING has shown no sign of life for LOST_AFTER seconds."""
     if record.status != "RUNNING":
         return False
+    seen = last_seen(store, record)
+    return seen is None or (datetime.now(UTC) - seen).total_seconds() > LOST_AFTER
+
+
+def last_seen(store: Store, record: RunRecord) -> datetime | None:
+    """The latest sign of life of the run's driver or of its rank 0."""
     signs = [
         *(attempt.started for attempt in record.attempts[-1:]),
         read_progress(store, record.name).get("time", ""),
         lease_time(run_store(store, record.name)),
     ]
-    ages = [age for sign in signs if (age := _age(sign)) is not None]
-    return min(ages, default=math.inf) > LOST_AFTER
+    return max(filter(None, map(_time, signs)), default=None)
 
 
-def _age(time: str) -> float | None:
-    """Seconds since then; None if that is no time."""
+def _time(text: str) -> datetime | None:
+    """A time with a zone; None if that is none."""
     try:
-        return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
-    except (ValueError, TypeError):  # TypeError: one without a zone
+        time = datetime.fromisoformat(text)
+    except ValueError:
         return None
+    return time if time.tzinfo else None
 
 
 def read_progress(store: Store, name: str) -> dict[str, Any]:

@@ -113,6 +113,20 @@ def test_a_lease_of_another_machine_that_is_renewed_is_in_force(place: Store) ->
     assert newest(place) == Number(1)
 
 
+def test_where_processes_can_not_be_seen_the_lease_says_all(
+    place: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_started", lambda pid: "")  # no /proc
+    elsewhere(place, seconds_ago=1, machine=claims._machine())
+    renewal = {**place.read_json("lease.json"), "time": datetime.now(UTC).isoformat()}
+    renewing = threading.Timer(0.3, place.write_json, ["lease.json", renewal])
+    renewing.start()
+    with pytest.raises(UserError, match="process 7 on far is at work on it"):
+        claim_attempt(place, "a")
+    elsewhere(place, seconds_ago=claims.LASTS + 1, machine=claims._machine())
+    assert claim_attempt(place, "a") == 3
+
+
 def test_a_lease_is_released_and_renewed(place: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "RENEWED_EVERY", 0.02)
     with Lease(place, claim_attempt(place, "a")) as lease:

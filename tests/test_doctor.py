@@ -11,9 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import urlsplit
 
 import boto3
+import certifi
 import pytest
 from conftest import running
 from mlflow_server import MlflowServer
@@ -34,6 +38,8 @@ from t2i_ray.encoders import build_encoder, caption_rows
 from t2i_ray.launch.joining import _ask, _compare, join
 from t2i_ray.storage import Store, check_writable, open_store
 from t2i_ray.tracking import Destination, check_access, try_out
+from t2i_ray.tracking.access import _tls
+from t2i_ray.tracking.server import connect
 
 CHECKS = {
     "cluster", "versions", "token", "resources", "GPUs", "clock", "disk", "storage", "MLflow",
@@ -227,6 +233,7 @@ def test_a_server_that_is_no_store(
 def _nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No credentials for MLflow."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
     for name in ("USERNAME", "PASSWORD", "TOKEN", "URI"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
 
@@ -239,6 +246,8 @@ def test_mlflow_that_answers_or_not(
     there = Destination(mlflow_server.uri, "no-such-experiment")
     assert check_access(there) is None
     assert "'no-such-experiment'" in try_out(there)
+    experiment = connect(there).get_experiment_by_name(there.experiment)
+    assert not [tag for tag in experiment.tags if tag.startswith("t2i_ray")]
     assert check_access(there) is None
     for uri in (f"http://{silent}", "http://127.0.0.1:9", mlflow_server.uri + "/elsewhere"):
         problem = check_access(replace(there, uri=uri))
@@ -273,6 +282,54 @@ def test_mlflow_that_asks_for_a_password(
     file.write_text("[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = no")
     with pytest.raises(UserError, match=r"\(401\)"):
         check_access(there)
+    file.unlink()
+    host = urlsplit(secured.uri).hostname
+    (tmp_path / ".netrc").write_text(f"machine {host} login admin password {PASSWORD}\n")
+    assert check_access(there) is None
+
+
+@pytest.mark.usefixtures("_nobody")
+def test_a_password_does_not_follow_a_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, str | None]] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            port = self.server.server_address[1]
+            seen.append((port, self.headers["Authorization"]))
+            body = b'{"experiment": {}}'
+            self.send_response(302 if port == first.server_port else 200)
+            self.send_header("Location", f"http://127.0.0.1:{second.server_port}{self.path}")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    address = ("127.0.0.1", 0)
+    with HTTPServer(address, Answers) as first, HTTPServer(address, Answers) as second:
+        for server in (first, second):
+            Thread(target=server.serve_forever, daemon=True).start()
+        assert check_access(Destination(f"http://127.0.0.1:{first.server_port}", "a")) is None
+        for server in (first, second):
+            server.shutdown()
+    (port, sent), (other, followed) = seen
+    assert (port, other) == (first.server_port, second.server_port)
+    assert sent is not None
+    assert followed is None
+
+
+def test_a_ca_of_the_users_own_is_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    end = "-----END CERTIFICATE-----\n"
+    one, two = (part + end for part in Path(certifi.where()).read_text().split(end)[:2])
+    (tmp_path / "one.pem").write_text(one)
+    (tmp_path / "two.pem").write_text(one + two)
+    monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH", raising=False)
+    for number, name in enumerate(("REQUESTS_CA_BUNDLE", "MLFLOW_TRACKING_SERVER_CERT_PATH"), 1):
+        monkeypatch.setenv(name, str(tmp_path / ("one.pem" if number == 1 else "two.pem")))
+        assert len(_tls().get_ca_certs()) == number
 
 
 # ---------------------------------------------------------------------------------- judging

@@ -20,6 +20,7 @@ from small_gan import make_gan, make_pieces
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import Config, UserError, identity_hash, load_config, parse_config, parse_sweep
 from t2i_ray.data import prepare
+from t2i_ray.evaluate.run import _checkpoint
 from t2i_ray.runs import HOPELESS, Scores
 from t2i_ray.storage import LocalStore, open_store
 from t2i_ray.tracking import describe
@@ -247,6 +248,21 @@ def test_killed_or_not_a_run_goes_back_alike(tmp_path: Path) -> None:
     assert curves["killed"] == curves["unbroken"]
     assert [step for step, _ in curves["killed"]["d_loss"]] == list(range(1, 25))
     assert curves["killed"]["guard/rate"] == [(back + 1, 0.01)]
+
+
+def test_what_may_be_gone_back_over_is_not_measured(tmp_path: Path) -> None:
+    run(
+        tmp_path, "held", "guard.action=rollback", "guard.every=4", "checkpoint.every=3",
+        "train.steps=10", "checkpoint.keep=9",
+    )  # fmt: skip
+    folder, kept = LocalStore(tmp_path / "store/runs/held"), checkpoints(tmp_path, "held")
+    assert kept.steps() == [3, 4, 6, 8, 9, 10]
+    for stopped, measured in ((10, 10), (9, 8), (8, 8), (6, 4)):
+        kept.forget_after(stopped)
+        assert _checkpoint(folder, "held", None).step == measured
+    kept.forget_after(3)
+    with pytest.raises(UserError, match="no sound checkpoint yet"):
+        _checkpoint(folder, "held", None)
 
 
 def curves_of(config: Config, name: str) -> dict[str, list[tuple[int, float]]]:

@@ -12,6 +12,7 @@ from t2i_ray.launch.fit import Silence
 from t2i_ray.runs import (
     begin_attempt,
     is_lost,
+    last_seen,
     list_runs,
     read_run,
     request_stop,
@@ -92,6 +93,9 @@ def test_lost_is_who_runs_without_a_sign_of_life(store: Store) -> None:
     hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     record.attempts[-1].started = hour_ago
     assert not is_lost(store, record)  # its lease is young
+    seen = last_seen(store, record)
+    assert seen
+    assert seen.isoformat() > hour_ago
     run_store(store, "a").delete("lease.json")
     assert is_lost(store, record)
     run_store(store, "a").write(

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from t2i_ray.config import Data, Storage, UserError, require_allowed, validate
-from t2i_ray.runs import RunRecord, is_lost, list_runs, read_progress, read_run
+from t2i_ray.runs import RunRecord, is_lost, last_seen, list_runs, read_progress, read_run
 from t2i_ray.storage import Store, absolute, check_writable, open_store
 
 DATA_FIELDS = Data.model_fields.keys() - {"source"}  # what is not said of a source is its own
@@ -125,13 +125,15 @@ def show_runs(storage: str, endpoint: str | None) -> None:
     for record in list_runs(store):
         progress = read_progress(store, record.name)
         step = max(record.step, progress.get("step", 0))
+        ended = record.attempts[-1].ended if record.attempts else None
+        seen = None if ended else last_seen(store, record)
         table.add_row(
             record.name,
             "lost" if is_lost(store, record) else record.status,
             f"{step}/{record.steps}",
             f"{progress.get('images_per_second', 0):.0f}",
             str(len(record.attempts)),
-            (record.attempts and record.attempts[-1].ended) or progress.get("time", ""),
+            ended or (seen.isoformat() if seen else ""),
             record.hash,
             record.reason or "",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -54,8 +55,8 @@ def examine(config: Config, seconds: float = SECONDS) -> list[Finding]:
         if ray.is_initialized():
             rows += _nodes(config, driver, rows, begun, seconds)
     finally:
+        ray.shutdown()  # first: a node that did not answer may yet write
         driver.clean()
-        ray.shutdown()
     return sorted(rows, key=lambda row: ORDER.index(row.check))
 
 
@@ -135,6 +136,7 @@ def _nodes(
         else:
             alive.append(place)
             rows += _of_node(config, place, answer, here)
+    clocks = [Aside("clock", partial(_clock, place), place.where) for place in alive]
     # Not asked of whoever did not answer; and what is broken from here is broken everywhere.
     until = begun + seconds * ANSWERED
     broken = {row.check for row in before if row.state == "failed"}
@@ -152,6 +154,7 @@ def _nodes(
         )
     if "MLflow" not in broken:
         calls += ask("MLflow", alive, lambda p: p.actor.mlflow.remote(), until)
+    rows += [clock.finding(until) for clock in clocks]
     rows += collect(calls)
     if len(alive) == len(places):
         rows += ring.sum_up(begun + seconds)
@@ -160,17 +163,17 @@ def _nodes(
 
 
 def _of_node(config: Config, place: Place, there: About, here: About) -> list[Finding]:
-    def ping() -> tuple[float, float, float]:
-        before = time.time()
-        return before, ray.get(place.actor.clock.remote(), timeout=5), time.time()
-
-    rows = [
+    return [
         judge.versions(place.where, there.versions, here.versions),
         judge.auth(place.where, there),
         judge.gpus(config, place, there),
         *(judge.room(place.where, disk) for disk in there.disks),
     ]
-    try:
-        return [*rows, judge.clock(place.where, ping)]
-    except ray.exceptions.RayError as error:
-        return [*rows, refused("clock", place.where, error)]
+
+
+def _clock(place: Place) -> Finding:
+    def ping() -> tuple[float, float, float]:
+        before = time.time()
+        return before, ray.get(place.actor.clock.remote()), time.time()
+
+    return judge.clock(place.where, ping)

@@ -40,8 +40,8 @@ def refused(check: str, where: str, error: BaseException) -> Finding:
 class Aside:
     """A check in a thread of its own, for what may hang: it is left behind then."""
 
-    def __init__(self, check: str, look: Callable[[], Finding]) -> None:
-        self.check, self._look = check, look
+    def __init__(self, check: str, look: Callable[[], Finding], where: str = DRIVER) -> None:
+        self.check, self._look, self._where = check, look, where
         self._finding: Finding | None = None
         self._begun = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=check, daemon=True)
@@ -51,12 +51,13 @@ class Aside:
         try:
             self._finding = self._look()
         except Exception as error:
-            self._finding = refused(self.check, DRIVER, error)
+            self._finding = refused(self.check, self._where, error)
 
     def finding(self, until: float) -> Finding:
         """What was found, or that there was no answer by then (of time.monotonic)."""
         self._thread.join(max(0.0, until - time.monotonic()))
-        return self._finding or unanswered(self.check, DRIVER, time.monotonic() - self._begun)
+        seconds = time.monotonic() - self._begun
+        return self._finding or unanswered(self.check, self._where, seconds)
 
 
 def unanswered(check: str, where: str, seconds: float) -> Finding:

@@ -33,9 +33,10 @@ def resources(config: Config, places: list[Place]) -> Iterator[Finding]:
     if not short:
         have, cluster = ray.cluster_resources(), config.cluster
         each = "a GPU" if cluster.gpu else f"{cluster.threads} CPUs"
+        to = f" to {cluster.workers}" if cluster.min_workers else ""
         yield Finding(
             "resources", DRIVER, "ok",
-            f"{cluster.workers} workers with {each} each; {have.get('CPU', 0):g} CPUs and "
+            f"{cluster.fewest}{to} workers with {each} each; {have.get('CPU', 0):g} CPUs and "
             f"{have.get('GPU', 0):g} GPUs on {len(places)} nodes",
         )  # fmt: skip
 
@@ -67,7 +68,8 @@ def head(where: str, refuses: bool | None) -> Finding:
     if refuses:
         return Finding("token", DRIVER, "ok", "the head refuses whoever has none")
     if refuses is None:
-        return Finding("token", DRIVER, "ok", "sent; not tried without, since the head has TLS")
+        found = "sent; whether the head wants it is not known: it has TLS, or did not answer"
+        return Finding("token", DRIVER, "ok", found)
     found = f"the head at {where} answers without one"
     if where.startswith("127."):
         return Finding("token", DRIVER, "warning", found + " (on loopback)", START_WITH_TOKEN)

@@ -22,6 +22,7 @@ from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.data import open_prepared
 from t2i_ray.doctor.finding import Finding, refused
 from t2i_ray.storage import MissingKey, StorageError, open_store
+from t2i_ray.storage.cache import Cache
 
 PIECE = 4 << 20  # bytes that are written and read
 SLOW = 1.0  # MB/s, and seconds a request, from which on training would feel it
@@ -55,13 +56,8 @@ def about() -> About:
         "t2i_ray": __version__,
         "torch": metadata.version("torch"),
     }
-    folders = dict.fromkeys((tempfile.gettempdir(), cache_folder()))
+    folders = dict.fromkeys((tempfile.gettempdir(), str(Cache.of_node().folder)))
     return About(versions, is_token_auth_enabled(), _gpus(), [disk(each) for each in folders])
-
-
-def cache_folder() -> str:
-    """Where this node keeps what it reads from S3."""
-    return str(Path(os.environ.get("T2I_RAY_CACHE") or "~/.cache/t2i_ray").expanduser())
 
 
 def disk(folder: str) -> Disk:

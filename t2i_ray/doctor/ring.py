@@ -49,8 +49,9 @@ class Ring:
             return [Finding(check, DRIVER, "ok" if cluster.workers == 1 else "warning", text)]
         first = self._members[0]
         address = Asked(check, first.where, first.actor.free_address.remote(), until).answer()
+        taken = "look whether others have the GPUs ('ray status'); " if cluster.gpu else ""
         if isinstance(address, Finding):
-            return [address]
+            return [replace(address, remedy=taken + address.remedy)]
         world, left = len(self._members), max(1.0, until - time.monotonic())
         asked = [
             Asked(check, member.where, self._reduce(member, rank, world, address, left), until)
@@ -59,7 +60,7 @@ class Ring:
         answers = [each.answer() for each in asked]
         if problems := [answer for answer in answers if isinstance(answer, Finding)]:
             remedy = (
-                f"{kind} needs every port open among the nodes, and the right network card "
+                f"{taken}{kind} needs every port open among the nodes, and the right network card "
                 f"({'NCCL' if cluster.gpu else 'GLOO'}_SOCKET_IFNAME)"
             )
             return [replace(problem, remedy=remedy) for problem in problems]

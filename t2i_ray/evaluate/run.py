@@ -75,8 +75,9 @@ def evaluate_run(
 
     Measured again, a checkpoint keeps in MLflow what was logged first, and in the document what
     was not measured this time. An MLflow that does not answer is waited for ``patience`` seconds;
-    what it did not take, ``t2i-ray sync`` sends. ``step`` is the checkpoint's (None: the newest);
-    its document is one of its own. ``real`` are the split's real pictures, if somebody keeps them.
+    what it did not take, ``t2i-ray sync`` sends. ``step`` is the checkpoint's, whose document is
+    one of its own (None: the newest that a run with guard.action=rollback won't go back behind).
+    ``real`` are the split's real pictures, if somebody keeps them.
 
     Raises:
         UserError: the run has no checkpoint, its data too few pictures, or what is wanted can't
@@ -111,9 +112,19 @@ def _checkpoint(folder: Store, name: str, step: int | None) -> Checkpoint:
     if step is not None:
         return checkpoints.load(step, only=parts)
     checkpoint = checkpoints.latest(only=parts)
+    if checkpoint and (sound := _sound(checkpoint)) != checkpoint.step:
+        checkpoint = checkpoints.load(sound, only=parts) if sound else None
     if checkpoint is None:
-        raise UserError(f"run {name!r}: it has no checkpoint yet; let it train on")
+        raise UserError(f"run {name!r}: it has no sound checkpoint yet; let it train on")
     return checkpoint
+
+
+def _sound(checkpoint: Checkpoint) -> int:
+    """The newest step up to which the run can't be gone back over; 0: none. See train/guards.py."""
+    config = parse_config(checkpoint.documents["config"])
+    if not config.guard.counts or checkpoint.step == config.train.steps:
+        return checkpoint.step
+    return int(checkpoint.documents["state"]["guard"]["good"])
 
 
 def _measured(

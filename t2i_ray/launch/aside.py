@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from t2i_ray.checkpoint import Checkpoints, DamagedCheckpoint
 from t2i_ray.config import Config, UserError, parse_config
 from t2i_ray.launch.cluster import worker_environment
-from t2i_ray.runs import RunRecord, result_key, run_store, show_life
+from t2i_ray.runs import RunRecord, result_key, run_store
 from t2i_ray.storage import StorageError, Store, open_store
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 SPLIT = "val"
 LOOK_EVERY, LOOK_AGAIN = 2.0, 30.0  # seconds between two looks at storage; after one that failed
 PATIENCE = 5.0  # seconds that a task waits for MLflow; what it lacks is sent when the run ends
-LIFE_EVERY = 60.0  # seconds between two signs of life after the workers have ended
 
 
 class Aside:
@@ -45,7 +43,7 @@ class Aside:
     def __init__(
         self, config: Config, record: RunRecord, store: Store, stopping: Callable[[], bool]
     ) -> None:
-        self._config, self._record, self._store = config, record, store
+        self._config, self._record = config, record
         self._stopping = stopping
         self._folder = run_store(store, config.name)
         self._checkpoints = Checkpoints(self._folder.within("checkpoints"), keep=1)
@@ -90,13 +88,8 @@ class Aside:
         left = len(self._left) + bool(self._task)
         if left and not self._stopping():
             print(f"{self._config.name}: trained; {left} to measure", flush=True)
-        next_sign = time.monotonic() + LIFE_EVERY
         while (self._task or self._left) and not self._stopping():
             self.look()
-            if time.monotonic() >= next_sign:
-                next_sign += LIFE_EVERY
-                with suppress(StorageError):
-                    show_life(self._store, self._config.name)
             time.sleep(0.1)
         self._cancel()
         return not self._left

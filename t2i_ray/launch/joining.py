@@ -47,11 +47,17 @@ def join(address: str, *, timeout: float = TIMEOUT) -> None:
 
 
 def start_own(**settings: Any) -> None:
-    """Start a cluster of this machine. Raises UserError: its token can't be read."""
+    """Start a cluster of this machine. Raises UserError: it does not start."""
     try:
         ray.init("local", logging_level="error", **settings)
     except AuthenticationError as error:
         raise _no_token(error) from None
+    except Exception as error:  # what Ray raises here it does not say
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"Ray does not start on this machine: {reason}; mend it, or give the address of a "
+            "cluster as cluster.address"
+        ) from None
 
 
 def _host_and_port(address: str) -> str:

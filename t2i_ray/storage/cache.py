@@ -1,8 +1,8 @@
 """A node's copies of what lies on S3: files named by their content, of a bounded size.
 
-All processes of the node share them. Who asks for a file first downloads it, others wait. When
-there is more than the limit, the files that were not used for the longest time go, but none that a
-living process has asked for: it may have mapped it, or be about to.
+All processes of a user on the node share them. Who asks for a file first downloads it, others wait.
+When there is more than the limit, the files that were not used for the longest time go, but none
+that a living process has asked for: it may have mapped it, or be about to.
 
 Below the folder:
 
@@ -110,8 +110,7 @@ class Cache:
             if not kept.exists():
                 return False
             self._note(kept.name)
-        with suppress(OSError):  # another user's file
-            os.utime(kept, ns=(now := time.time_ns(), now))
+        os.utime(kept, ns=(now := time.time_ns(), now))
         return True
 
     def _note(self, name: str) -> None:
@@ -181,7 +180,7 @@ def _is(descriptor: int, path: Path) -> bool:
 def _removed_unlocked(path: Path) -> bool:
     """Remove a file unless a living process holds its lock; whether it is gone."""
     try:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # NFS locks alone what is open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
     except BlockingIOError:

@@ -105,8 +105,8 @@ class S3Store(Store):
             )
         except OSError as error:
             raise StorageError(
-                f"cache {cache.folder}: {error.strerror}; set {FOLDER} to a folder with room, or "
-                f"{LIMIT} to less"
+                f"cache {cache.folder}: {error.strerror}; set {FOLDER} to a folder of yours with "
+                f"room, or {LIMIT} to less"
             ) from error
 
     def list(self, prefix: str = "") -> list[str]:

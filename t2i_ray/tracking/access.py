@@ -35,7 +35,7 @@ def check_access(destination: Destination | None) -> str | None:
         return None
     named = f"MLflow at {destination.uri}"
     code, text = _ask(destination)
-    if code in (401, 403) and _other_credentials():
+    if code in (401, 403):  # MLflow's own client knows more ways in: files, plugins, netrc
         code, text = _ask_as_mlflow_does(destination)
     if code == 401:
         given = os.environ.get("MLFLOW_TRACKING_USERNAME") or os.environ.get(
@@ -71,6 +71,7 @@ def try_out(destination: Destination) -> str:
 
     number = ensure_experiment(client, destination)
     client.set_experiment_tag(number, "t2i_ray.doctor", datetime.now(UTC).isoformat(" ", "seconds"))
+    client.delete_experiment_tag(number, "t2i_ray.doctor")
     place = client.get_experiment(number).artifact_location
     artifacts = get_artifact_repository(place, tracking_uri=destination.uri)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +87,9 @@ def _ask(destination: Destination) -> tuple[int, str]:
     """The status of asking for the experiment and the answer; 0 and why not if there is none."""
     name = quote(destination.experiment, safe="")
     path = f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
-    request = urllib.request.Request(destination.uri + path, headers=_authorization())
+    request = urllib.request.Request(destination.uri + path)
+    if authorization := _authorization():  # not for whom a redirect names
+        request.add_unredirected_header("Authorization", authorization)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT, context=_tls()) as answer:
             return _status_of_json(answer.status, answer.read())
@@ -107,41 +110,36 @@ def _status_of_json(status: int, body: bytes) -> tuple[int, str]:
     return (status, "") if known else (404, "")  # some other server that finds every page
 
 
-def _authorization() -> dict[str, str]:
+def _authorization() -> str | None:
     """As MLflow's own client has it from the environment."""
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
     if user and password:
         both = base64.b64encode(f"{user}:{password}".encode()).decode()
-        return {"Authorization": f"Basic {both}"}
+        return f"Basic {both}"
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        return {"Authorization": f"Bearer {token}"}
-    return {}
+        return f"Bearer {token}"
+    return None
 
 
 def _tls() -> ssl.SSLContext:
+    names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    given = next(filter(None, map(os.environ.get, names)), None)
+    folder = given is not None and Path(given).is_dir()
     context = ssl.create_default_context(
-        cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None
+        cafile=None if folder else given, capath=given if folder else None
     )
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
-def _other_credentials() -> bool:
-    """Whether MLflow's client might be let in by means that are not looked at here."""
-    ways = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_TRACKING_CLIENT_CERT_PATH")
-    file = Path("~/.mlflow/credentials").expanduser()
-    return any(os.environ.get(way) for way in ways) or file.is_file()
-
-
 def _ask_as_mlflow_does(destination: Destination) -> tuple[int, str]:
     try:
-        connect(destination)
+        connect(destination).get_experiment_by_name(destination.experiment)
     except Exception as error:  # whatever MLflow or its transport may raise
-        text = _one_line(str(error))
-        codes = [code for code in (401, 403) if f"error code {code}" in text]
-        return (codes[0], text) if codes else (0, text)
+        status = getattr(error, "get_http_status_code", lambda: 0)()
+        return (status if status in (401, 403) else 0), _one_line(str(error))
     return 200, ""
 
 
