@@ -294,7 +294,8 @@ def test_a_password_does_not_follow_a_redirect(monkeypatch: pytest.MonkeyPatch) 
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            port = self.server.server_address[1]
+            assert isinstance(self.server, HTTPServer)
+            port = self.server.server_port
             seen.append((port, self.headers["Authorization"]))
             body = b'{"experiment": {}}'
             self.send_response(302 if port == first.server_port else 200)
