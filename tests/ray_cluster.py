@@ -137,6 +137,7 @@ class RayCluster:
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # or SIGTERM would wait for actors
             "RAY_metrics_report_interval_ms": "1000",
             # It would look for training's controllers in any cluster of this machine.
             "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",

@@ -147,6 +147,11 @@ def test_a_cluster_that_can_not_be_used_ends_it_in_one_line(runner: Runner, sile
         (homeless, [], ["find an authentication token", "RAY_AUTH_TOKEN"]),
         ({"RAY_AUTH_MODE": "disabled"}, [], ["token is missing", "RAY_AUTH_MODE=token"]),
         (
+            {"RAY_ADDRESS": "", "RAY_TMPDIR": "/proc/nowhere"},
+            [],
+            ["Ray does not start on this machine", "/proc/nowhere", "cluster.address"],
+        ),
+        (
             {},
             ["cluster.gpu=true", f"tracking.uri=http://{silent}"],  # the latter only warns
             ["1 GPUs", "the cluster has 0", "fewer workers"],
@@ -290,16 +295,15 @@ def test_mlflow_that_asks_for_a_password(
 
 @pytest.mark.usefixtures("_nobody")
 def test_a_password_does_not_follow_a_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, str | None]] = []
+    seen: list[tuple[str, str | None]] = []
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            assert isinstance(self.server, HTTPServer)
-            port = self.server.server_port
-            seen.append((port, self.headers["Authorization"]))
+            host = self.headers["Host"]
+            seen.append((host, self.headers["Authorization"]))
             body = b'{"experiment": {}}'
-            self.send_response(302 if port == first.server_port else 200)
-            self.send_header("Location", f"http://127.0.0.1:{second.server_port}{self.path}")
+            self.send_response(302 if host == asked else 200)
+            self.send_header("Location", f"http://{other}{self.path}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -311,15 +315,15 @@ def test_a_password_does_not_follow_a_redirect(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     address = ("127.0.0.1", 0)
     with HTTPServer(address, Answers) as first, HTTPServer(address, Answers) as second:
+        asked, other = (f"127.0.0.1:{server.server_port}" for server in (first, second))
         for server in (first, second):
             Thread(target=server.serve_forever, daemon=True).start()
-        assert check_access(Destination(f"http://127.0.0.1:{first.server_port}", "a")) is None
+        assert check_access(Destination(f"http://{asked}", "a")) is None
         for server in (first, second):
             server.shutdown()
-    (port, sent), (other, followed) = seen
-    assert (port, other) == (first.server_port, second.server_port)
-    assert sent is not None
-    assert followed is None
+    assert [host for host, _ in seen] == [asked, other]
+    assert seen[0][1] is not None
+    assert seen[1][1] is None
 
 
 def test_a_ca_of_the_users_own_is_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -136,9 +136,9 @@ def _nodes(
         else:
             alive.append(place)
             rows += _of_node(config, place, answer, here)
-    clocks = [Aside("clock", partial(_clock, place), place.where) for place in alive]
     # Not asked of whoever did not answer; and what is broken from here is broken everywhere.
     until = begun + seconds * ANSWERED
+    clocks = [Aside("clock", partial(_clock, place, until), place.where) for place in alive]
     broken = {row.check for row in before if row.state == "failed"}
     calls = []
     if "storage" not in broken:
@@ -171,9 +171,9 @@ def _of_node(config: Config, place: Place, there: About, here: About) -> list[Fi
     ]
 
 
-def _clock(place: Place) -> Finding:
+def _clock(place: Place, until: float) -> Finding:
     def ping() -> tuple[float, float, float]:
-        before = time.time()
-        return before, ray.get(place.actor.clock.remote()), time.time()
+        left, before = max(0.0, until - time.monotonic()), time.time()
+        return before, ray.get(place.actor.clock.remote(), timeout=left), time.time()
 
     return judge.clock(place.where, ping)
