@@ -22,7 +22,7 @@ from t2i_ray.compare import Comparison, compare, figures, log_to_parent, report_
 from t2i_ray.compare.page import text
 from t2i_ray.compare.publish import write_files
 from t2i_ray.compare.sections import left_out, sections
-from t2i_ray.compare.settings import to_trials
+from t2i_ray.compare.settings import _differing, to_trials
 from t2i_ray.compare.statistics import (
     mean,
     paired_difference,
@@ -277,8 +277,24 @@ def test_operational_fields_make_no_setting() -> None:
     names = operational_names()
     for encoder in ({"kind": "bigru"}, {"kind": "huggingface", "model": "m"}):
         config = parse_config({"name": "n", "train": {"steps": 1}, "encoder": encoder})
-        assert flatten(config).keys() - identity_of(config).keys() <= names
+        others = flatten(config).keys() - identity_of(config).keys()
+        assert {name for name in others if not name.startswith("guard.")} <= names
         assert not names & identity_of(config).keys()
+
+
+def test_guards_limits_are_a_setting_only_where_they_count() -> None:
+    def run(action: str, rate: str) -> PastRun:
+        params = {"encoder.kind": "bigru", "guard.action": action, "guard.rate": rate}
+        return PastRun("r", "r", "FINISHED", 0, params, {}, {})
+
+    stop, other = run("stop", "0.5"), run("stop", "0.9")
+    back, slower = run("rollback", "0.5"), run("rollback", "0.9")
+    for runs, differing in (
+        ([stop, other], []),
+        ([stop, back], ["guard.action"]),
+        ([back, slower], ["guard.rate"]),
+    ):
+        assert _differing(runs, ["bigru"] * 2) == differing
 
 
 # ---------------------------------------------------------------------------- refused

@@ -212,7 +212,10 @@ def _differing(runs: Sequence[PastRun], encoders: Sequence[str]) -> list[str]:
     """Identity params with more than one value; an encoder's own only among its kind's runs."""
     found: dict[str, set[tuple[str, str]]] = {}
     for run, encoder in zip(runs, encoders, strict=True):
+        stops = run.params.get("guard.action", "stop") == "stop"  # then its limits are no identity
         for name, value in run.params.items():
+            if stops and name.startswith("guard.") and name != "guard.action":
+                continue
             group = encoder if name.startswith("encoder.") else ""
             found.setdefault(name, set()).add((group, value))
     dull = operational_names() | {"seed"}
