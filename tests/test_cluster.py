@@ -288,7 +288,10 @@ def swept(site: Site) -> str:
             "search": {"seeds": [0], "metric": "val/frechet_reader", "mode": "min"},
         },
     )
-    return site.submit("t2i-ray", "tune", config)
+    output = site.submit("t2i-ray", "tune", config)
+    while "MLflow is behind" in output:  # on a machine that is busy; then the same command sends it
+        output = site.submit("t2i-ray", "tune", config)
+    return output
 
 
 def test_a_sweep(site: Site, swept: str) -> None:
