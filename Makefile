@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= $(CURDIR)/demo
+ROUNDS ?= 40
+SEED ?= 0
+LEDGER ?= $(CURDIR)/build/chaos/ledger.jsonl
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint schema
+.PHONY: demo test lint schema chaos
 demo: $(VENV)/installed
 	$(BIN)/t2i-ray train configs/demo.yaml storage.uri=$(DEMO)
 	$(BIN)/t2i-ray evaluate demo --storage $(DEMO)
@@ -17,6 +20,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/pytest
+
+# The same command again goes on where it stopped: LEDGER holds the rounds that were played.
+chaos: $(VENV)/installed
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m chaos --rounds $(ROUNDS) --seed $(SEED) --ledger $(LEDGER)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

@@ -11,12 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import boto3
 import pytest
 from mlflow_server import MlflowServer
 from ray_cluster import RayCluster
 from runner import RUN, Runner
-from servers import Radosgw, S3Server, missing_programs
+from servers import S3Server, missing_programs, start_s3
 
 from t2i_ray.config import Storage
 
@@ -44,23 +43,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             server = starting.result().server
             server.stop()
             shutil.rmtree(server.folder)
-
-
-def start_s3(folder: Path) -> S3Server:
-    """A real S3 server with a bucket."""
-    server = Radosgw(folder)
-    try:
-        server.start()
-        boto3.client(
-            "s3",
-            endpoint_url=server.endpoint,
-            aws_access_key_id=server.access_key,
-            aws_secret_access_key=server.secret_key,
-        ).create_bucket(Bucket="t2i-ray-tests")
-    except BaseException:
-        server.stop()
-        raise
-    return S3Server(server.endpoint, "t2i-ray-tests", server.env, server)
 
 
 @pytest.fixture(scope="session")

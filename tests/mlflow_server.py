@@ -39,6 +39,7 @@ class MlflowServer:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.password = password
+        self.artifacts = artifacts or f"{folder}/artifacts"
         self._process: subprocess.Popen[bytes] | None = None
         self._env = {
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -46,7 +47,7 @@ class MlflowServer:
             "OMP_NUM_THREADS": "1",
             # Not on the command line: they may hold passwords.
             "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder}/mlflow.db",
-            "MLFLOW_ARTIFACTS_DESTINATION": artifacts or f"{folder}/artifacts",
+            "MLFLOW_ARTIFACTS_DESTINATION": self.artifacts,
             **(env or {}),
         }
         if password:
@@ -73,6 +74,10 @@ class MlflowServer:
                 "MLFLOW_TRACKING_PASSWORD": self.password,
             }
         return env
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start, and wait until it answers (some 8 s at first, then 5)."""

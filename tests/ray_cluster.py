@@ -77,7 +77,7 @@ class RayNode:
 
     def kill(self) -> None:
         """End all its processes, workers and jobs among them, as when a machine dies."""
-        for pid in [self.process.pid, *_below(self.process.pid)]:
+        for pid in [self.process.pid, *below(self.process.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
@@ -264,11 +264,11 @@ class RayCluster:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def _below(pid: int) -> list[int]:
+def below(pid: int) -> list[int]:
     """The processes that this one started, and those that they did."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in map(int, (task / "children").read_text().split()):
-                found += [child, *_below(child)]
+                found += [child, *below(child)]
     return found

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import boto3
+
 NEEDED = ("ceph-mon", "ceph-osd", "radosgw", "ceph", "monmaptool", "ceph-authtool", "setpriv")
 
 
@@ -113,7 +115,7 @@ class Radosgw:
 
     def start_gateway(self) -> None:
         self._spawn("radosgw", "-n", "client.rgw.a")
-        self._until(self._answers)
+        self._until(self.answers)
 
     def stop_gateway(self) -> None:
         """Connections are refused from here on; what is stored stays."""
@@ -203,7 +205,7 @@ class Radosgw:
                 raise RuntimeError(f"radosgw did not start: ended {ended}, see {self.folder}")
             time.sleep(0.2)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         try:
             urllib.request.urlopen(self.endpoint, timeout=2).close()
         except urllib.error.HTTPError as error:
@@ -211,3 +213,20 @@ class Radosgw:
         except OSError:
             return False
         return True
+
+
+def start_s3(folder: Path) -> S3Server:
+    """A real S3 server with a bucket."""
+    server = Radosgw(folder)
+    try:
+        server.start()
+        boto3.client(
+            "s3",
+            endpoint_url=server.endpoint,
+            aws_access_key_id=server.access_key,
+            aws_secret_access_key=server.secret_key,
+        ).create_bucket(Bucket="t2i-ray-tests")
+    except BaseException:
+        server.stop()
+        raise
+    return S3Server(server.endpoint, "t2i-ray-tests", server.env, server)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from disk import small_disk
 from servers import S3Server
 from torch import Tensor
 
@@ -397,35 +398,28 @@ def test_what_fails_in_the_thread_is_not_lost(store: GatedStore) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("no mount command to make a small disk with")
-    if done.returncode:
-        pytest.skip(f"may not mount a small disk: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", kilobytes=256) as problem:
+        if problem:
+            pytest.skip(problem)
+        yield tmp_path / "small"
 
 
-def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     large = {"generator": {"weight": torch.ones(100, 256)}, "tail": {"weight": torch.ones(1)}}
-    checkpoints = Checkpoints(LocalStore(small_disk), keep=2)
+    checkpoints = Checkpoints(LocalStore(disk), keep=2)
     save(checkpoints, 1)
-    ballast = small_disk / "ballast"
+    ballast = disk / "ballast"
     ballast.write_bytes(bytes(150 << 10))
 
     checkpoints.save(2, large, {})
     until(lambda: "No space left on device" in caplog.text)
     checkpoints.close()
-    assert not (small_disk / "step_00000002").exists()
+    assert not (disk / "step_00000002").exists()
     assert is_sound(checkpoints.latest(), 1)
 
     caplog.clear()
-    checkpoints = Checkpoints(LocalStore(small_disk), keep=2)
+    checkpoints = Checkpoints(LocalStore(disk), keep=2)
     checkpoints.save(2, large, {})
     until(lambda: "No space left on device" in caplog.text)
     ballast.unlink()

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from t2i_ray.storage import (
     open_store,
 )
 from t2i_ray.storage.s3 import S3Store, _client
+from t2i_ray.storage.scratch import scratch
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +240,29 @@ def test_a_link_that_leads_nowhere_is_no_key(tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(tmp_path / "folder")
     store = open_store(config.Storage(uri=str(tmp_path)))
     assert store.list() == ["folder/a", "linked/a"] == [*store.stamps()]
+
+
+def test_scratch_of_a_killed_process_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import time; from t2i_ray.storage.scratch import scratch\n"
+        "with scratch() as folder:\n"
+        "    (folder / 'file').touch(); print(folder, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as other:
+        assert other.stdout
+        theirs = Path(other.stdout.readline().strip())
+        with scratch() as ours:
+            assert set(tmp_path.iterdir()) == {ours, theirs}
+        assert (theirs / "file").exists()  # its process lives
+        other.kill()
+    with scratch() as ours:
+        assert set(tmp_path.iterdir()) == {ours}
+    assert not list(tmp_path.iterdir())
 
 
 def test_local_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

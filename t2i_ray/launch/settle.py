@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from t2i_ray import tracking
@@ -13,6 +11,7 @@ from t2i_ray.config import Config, parse_config
 from t2i_ray.generate import MODEL_TENSORS, export
 from t2i_ray.runs import RunRecord, is_lost, now, read_run, run_store, write_run
 from t2i_ray.storage import Store
+from t2i_ray.storage.scratch import scratch
 
 
 def settle(
@@ -124,8 +123,8 @@ def _measured(place: Store) -> dict[int, dict[str, float]]:
 def _log_model(
     destination: tracking.Destination, record: RunRecord, checkpoint: Checkpoint, register: bool
 ) -> bool:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "generator"
+    with scratch() as place:
+        folder = place / "generator"
         folder.mkdir()
         export(checkpoint, folder)
         try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import threading
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from t2i_ray.storage import MissingKey, Store
+from t2i_ray.storage.scratch import scratch
 from t2i_ray.tracking.about import ATTEMPT_TAG, STEP_TAG, About, Dataset, cut, tag
 from t2i_ray.tracking.server import Destination, connect, ensure_run
 from t2i_ray.tracking.spool import Artifact, Spool
@@ -190,7 +190,7 @@ class Publisher:
     def _send_files(self) -> None:
         if not self._described:
             for path, text in self._about.texts.items():
-                self._client.log_text(self._run_id, text, path)
+                self._send_file(path, text.encode())
             self._described = True
         while True:
             with self._lock:
@@ -208,10 +208,13 @@ class Publisher:
         except MissingKey:
             log.warning("MLflow: %s is not in the store; it is left out", artifact.key)
             return
-        path = PurePosixPath(artifact.path)
+        self._send_file(artifact.path, data)
+
+    def _send_file(self, name: str, data: bytes) -> None:
+        path = PurePosixPath(name)
         folder = None if path.parent == PurePosixPath() else str(path.parent)
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / path.name
+        with scratch() as place:
+            file = place / path.name
             file.write_bytes(data)
             self._client.log_artifact(self._run_id, str(file), folder)
 

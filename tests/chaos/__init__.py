@@ -1,0 +1,1 @@
+"""Random faults on running trainings, and what must be the same afterwards."""

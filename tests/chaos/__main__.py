@@ -1,0 +1,132 @@
+"""The long form: ``make chaos ROUNDS=200 SEED=1``; again, and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from servers import missing_programs
+
+from chaos.facts import left_behind
+from chaos.faults import FAULTS, possible
+from chaos.ledger import Ledger, Row, deck, table
+from chaos.play import Twin, forget, play, unbroken
+from chaos.run import Lost, Run
+from chaos.site import KEPT, Site, own_site
+from t2i_ray.storage import StorageError
+
+LEDGER = KEPT / "ledger.jsonl"
+COMMIT = subprocess.run(
+    ["git", "describe", "--always", "--dirty"],
+    cwd=Path(__file__).parent,
+    capture_output=True,
+    text=True,
+).stdout.strip()
+
+
+def main() -> int:
+    """1 if a round of this seed went wrong, 0 if none did."""
+    parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=len(FAULTS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ledger", type=Path, default=LEDGER)
+    parser.add_argument("--only", default="", help="of faults whose names have this in them")
+    given = parser.parse_args()
+    if missing := missing_programs():
+        parser.error(f"not installed: {', '.join(missing)}; see CONTRIBUTING.md")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    ledger = Ledger(given.ledger)
+    while todo(ledger, given):
+        with own_site(given.ledger.parent / "prepared") as there:
+            names = [name for name in possible(there) if given.only in name]
+            if skipped := FAULTS.keys() - set(possible(there)):
+                print(f"can't be inflicted here: {', '.join(sorted(skipped))}", flush=True)
+            sitting(there, ledger, given.seed, deck(names, given.seed, given.rounds))
+    rows = [row for row in ledger.of(given.seed) if row.round < given.rounds]
+    print(table(rows))
+    for row in rows:
+        if not row.recovered:
+            print(f"round {row.round}, {row.fault}: {row.problem} (see {row.folder})")
+    return int(not all(row.recovered for row in rows))
+
+
+def todo(ledger: Ledger, given: argparse.Namespace) -> list[int]:
+    """The rounds that have yet to be played."""
+    done = {row.round for row in ledger.of(given.seed)}
+    return [number for number in range(given.rounds) if number not in done]
+
+
+def sitting(there: Site, ledger: Ledger, seed: int, faults: list[str]) -> None:
+    """Play what is left, until it is done or the site is beyond repair."""
+    twin = unbroken(there)
+    print(f"unbroken: {twin.seconds:.0f} s", flush=True)
+    done = {row.round for row in ledger.of(seed)}
+    for number, name in enumerate(faults):
+        if number in done:
+            continue
+        rng = random.Random(f"{seed}-{number}")
+        where = rng.choice([at for at in FAULTS[name].places if at in there.places])
+        run = Run(there, f"round-{number}", where, rng)
+        lost, problem = attempt(twin, name, run)
+        sound = not problem or is_sound(run)
+        folder = ledger.path.parent / f"failed-{seed}-{number}"
+        if problem:
+            keep(run, folder)
+        else:
+            forget(run)
+        ledger.add(
+            Row(
+                seed, number, name, where, run.step, COMMIT, not problem, run.commands,
+                round(lost, 1), problem, str(folder) if problem else "",
+            )
+        )  # fmt: skip
+        came = problem or f"recovered, {lost:+.0f} s, {run.commands} commands"
+        print(f"round {number}: {name} ({where}, step {run.step}): {came}", flush=True)
+        if not sound:
+            return  # what is left must not befall the next one
+
+
+def attempt(twin: Twin, name: str, run: Run) -> tuple[float, str]:
+    """Play a round; the seconds that were lost, and what went wrong."""
+    try:
+        return play(twin, name, run), ""
+    except Lost as why:
+        return 0.0, str(why)
+    except Exception:  # perhaps the suite's own fault: it counts until it is understood
+        return 0.0, traceback.format_exc()
+
+
+def is_sound(run: Run) -> bool:
+    """Whether the next round can take place here, after one that went wrong."""
+    try:
+        run.site.mend()
+        return not left_behind(run)
+    except Exception:  # whatever of it is broken
+        return False
+
+
+def keep(run: Run, folder: Path) -> None:
+    """Copy the log, the run's files but for tensors, and MLflow's log."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(run.folder, folder)
+    (folder / "processes").write_text("\n".join(run.site.processes().values()))
+    shutil.copy(run.site.mlflow.folder / "server.log", folder / "mlflow.log")
+    with suppress(StorageError):  # it may be what is broken
+        for key in run.store.list():
+            if not key.endswith(".safetensors"):
+                target = folder / "stored" / key
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(run.store.read(key))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""What can go wrong, each as what is done to a run: started here, finished by whoever calls."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from disk import BALLAST, fill
+
+from chaos.proxy import Mood, Proxy
+from chaos.run import CONTROLLER, Lost, Run, until
+from chaos.site import STEPS, Site
+
+Deed = Callable[[Run], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A name, what is done, and where the run is stored, one of these at random."""
+
+    name: str
+    do: Deed
+    places: tuple[str, ...]
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(name: str, *places: str) -> Callable[[Deed], Deed]:
+    def note(do: Deed) -> Deed:
+        FAULTS[name] = Fault(name, do, places or ("s3", "folder"))
+        return do
+
+    return note
+
+
+def possible(site: Site) -> list[str]:
+    """Names of the faults that can be inflicted there."""
+    return [name for name in FAULTS if site.disk or not name.startswith("disk full")]
+
+
+# ------------------------------------------------------------------------- processes and nodes
+
+
+#: What ends a process or more of a run that is at work.
+KILLS: dict[str, Deed] = {
+    "worker killed": lambda run: run.kill(run.workers[0]),
+    "rank 0 killed": lambda run: run.kill(run.rank_0),
+    "node lost": lambda run: run.site.node_of(run.anyone).kill(),
+    "raylet killed": lambda run: run.kill(run.site.raylet_of(run.anyone)),
+    "controller killed": lambda run: run.kill(next(iter(run.site.processes(CONTROLLER)))),
+    "driver killed": lambda run: run.kill(run.driver.pid),
+    "driver stopped (SIGTERM)": lambda run: run.kill(run.driver.pid, signal.SIGTERM),
+}
+
+
+def killing(kill: Deed) -> Deed:
+    def do(run: Run) -> None:
+        run.start()
+        run.reach()
+        kill(run)
+
+    return do
+
+
+for name, kill in KILLS.items():
+    fault(name)(killing(kill))
+
+
+@fault("rank 0 killed twice")
+def rank_0_killed_twice(run: Run) -> None:
+    run.start()
+    run.reach()
+    first = run.rank_0
+    run.kill(first)
+    until(lambda: run.rank_0 != first, "the next rank 0")
+    time.sleep(run.rng.uniform(0, 2))
+    run.kill(run.rank_0)
+
+
+@fault("driver killed at its start")
+def driver_killed_early(run: Run) -> None:
+    run.start()
+    time.sleep(run.rng.uniform(0, 15))
+    run.kill(run.driver.pid)
+
+
+@fault("worker hangs (SIGSTOP)")
+def worker_hangs(run: Run) -> None:
+    run.start("cluster.timeout_s=10")
+    run.reach()
+    run.kill(run.workers[0], signal.SIGSTOP)
+
+
+@fault("rank 0 hangs (SIGSTOP)")
+def rank_0_hangs(run: Run) -> None:
+    run.start("cluster.timeout_s=10")
+    run.reach()
+    run.kill(run.rank_0, signal.SIGSTOP)
+
+
+@fault("head lost (its state in Redis)")
+def head_lost(run: Run) -> None:
+    run.start()
+    run.reach()
+    head = run.site.cluster.head
+    assert head
+    head.kill()
+    time.sleep(run.rng.uniform(0, 5))
+    run.site.cluster.start_head()
+
+
+@fault("two drivers at once")
+def two_drivers(run: Run) -> None:
+    drivers = [run.start(), run.start()]
+    until(lambda: any(d.poll() is not None for d in drivers), "one of two drivers to be refused")
+    if [d.poll() for d in drivers if d.poll() is not None] != [2]:
+        raise Lost(f"of two drivers, these ended so: {[d.poll() for d in drivers]}")
+
+
+@fault("second driver while one is at work")
+def second_driver(run: Run) -> None:
+    run.start()
+    run.reach(run.rng.randrange(STEPS // 3))
+    if (code := run.wait(run.start())) != 2:
+        raise Lost(f"the second driver was not refused, exit code {code}")
+
+
+# ----------------------------------------------------------------------------- damaged files
+
+
+def damaged(run: Run, harm: Callable[[Run, str], None]) -> None:
+    """Kill the driver, and harm its newest checkpoint."""
+    run.start()
+    run.reach(run.rng.randrange(1, STEPS * 3 // 4))
+    run.kill(run.driver.pid)
+    run.until_workers_are_gone()
+    harm(run, f"checkpoints/step_{max(run.checkpoints.steps()):08d}")
+
+
+@fault("newest checkpoint truncated")
+def truncated(run: Run) -> None:
+    def harm(run: Run, folder: str) -> None:
+        key = a_file(run, folder)
+        data = run.store.read(key)
+        run.store.write(key, data[: run.rng.randrange(len(data))])
+
+    damaged(run, harm)
+
+
+@fault("newest checkpoint, one byte flipped")
+def flipped(run: Run) -> None:
+    def harm(run: Run, folder: str) -> None:
+        key = a_file(run, folder)
+        data = bytearray(run.store.read(key))
+        data[run.rng.randrange(len(data))] ^= 1 << run.rng.randrange(8)
+        run.store.write(key, bytes(data))
+
+    damaged(run, harm)
+
+
+@fault("newest checkpoint without a manifest")
+def no_manifest(run: Run) -> None:
+    damaged(run, lambda run, folder: run.store.delete(f"{folder}/manifest.json"))
+
+
+def a_file(run: Run, folder: str) -> str:
+    """One that is read when the run goes on."""
+    return run.rng.choice([key for key in run.store.list(folder) if "manifest" not in key])
+
+
+# ------------------------------------------------------------------------------------- MLflow
+
+
+def pass_by(run: Run, seconds: tuple[float, float]) -> None:
+    """Some time, or less if the command ends."""
+    end = time.monotonic() + run.rng.uniform(*seconds)
+    while time.monotonic() < end and run.driver.poll() is None:
+        time.sleep(0.1)
+
+
+def spoil(run: Run, proxy: Proxy, mood: Mood, seconds: tuple[float, float] = (3, 15)) -> None:
+    """A server behaves so from some step on, for some time."""
+    run.start()
+    run.reach()
+    with proxy.being(mood):
+        pass_by(run, seconds)
+
+
+@fault("MLflow killed and brought back")
+def mlflow_killed(run: Run) -> None:
+    run.start()
+    run.reach()
+    run.site.mlflow.stop()
+    time.sleep(run.rng.uniform(0, 10))
+    run.site.mlflow.start()
+
+
+@fault("MLflow away at the start")
+def mlflow_away_at_start(run: Run) -> None:
+    run.site.mlflow.stop()
+    run.start()
+    run.reach()
+    run.site.mlflow.start()
+
+
+@fault("MLflow away at the end")
+def mlflow_away_at_end(run: Run) -> None:
+    run.start()
+    run.reach(STEPS // 2)
+    run.site.mlflow.stop()
+    run.wait()
+
+
+@fault("MLflow answers 500")
+def mlflow_500(run: Run) -> None:
+    spoil(run, run.site.to_mlflow, Mood(status=500))
+
+
+@fault("MLflow answers 429")
+def mlflow_429(run: Run) -> None:
+    spoil(run, run.site.to_mlflow, Mood(status=429))
+
+
+@fault("MLflow very slow")
+def mlflow_slow(run: Run) -> None:
+    seconds = run.rng.choice([1.0, 4.0, 12.0])  # the last is more than its clients wait
+    spoil(run, run.site.to_mlflow, Mood(delay=seconds), (5, 25))
+
+
+@fault("MLflow's answers cut off")
+def mlflow_cut(run: Run) -> None:
+    """It does what it is told, and nobody hears of it: what is sent again must not count twice."""
+    spoil(run, run.site.to_mlflow, Mood(cut_answer=True))
+
+
+# ------------------------------------------------------------------------------- object store
+
+
+@fault("S3 killed and brought back", "s3")
+def s3_killed(run: Run) -> None:
+    run.start()
+    run.reach()
+    run.site.s3.server.stop_gateway()
+    time.sleep(run.rng.uniform(0, 10))
+    run.site.s3.server.start_gateway()
+
+
+@fault("S3 refuses (503 SlowDown)", "s3")
+def s3_refuses(run: Run) -> None:
+    spoil(run, run.site.to_s3, Mood(status=503), (5, 25))
+
+
+@fault("S3 slow", "s3")
+def s3_slow(run: Run) -> None:
+    spoil(run, run.site.to_s3, Mood(delay=run.rng.choice([0.5, 2.0, 6.0])), (5, 20))
+
+
+@fault("S3 uploads cut in the middle", "s3")
+def s3_upload_cut(run: Run) -> None:
+    mood = Mood(cut_request=True, methods=frozenset({"PUT", "POST"}))
+    spoil(run, run.site.to_s3, mood, (5, 20))
+
+
+@fault("S3's answers cut off", "s3")
+def s3_answer_cut(run: Run) -> None:
+    spoil(run, run.site.to_s3, Mood(cut_answer=True), (5, 20))
+
+
+@fault("S3 refuses while rank 0 is killed", "s3")
+def s3_refuses_at_restart(run: Run) -> None:
+    run.start()
+    run.reach()
+    with run.site.to_s3.being(Mood(status=503)):
+        run.kill(run.rank_0)
+        time.sleep(run.rng.uniform(5, 20))
+
+
+# --------------------------------------------------------------------------------------- disk
+
+
+@fault("disk full, of the storage", "disk")
+def disk_full(run: Run) -> None:
+    run.start()
+    run.reach()
+    with full(run):
+        pass_by(run, (5, 20))
+
+
+@fault("disk full while rank 0 is killed", "disk")
+def disk_full_at_restart(run: Run) -> None:
+    run.start()
+    run.reach()
+    with full(run):
+        run.kill(run.rank_0)
+        pass_by(run, (5, 20))
+
+
+@fault("disk full, of the cache", "s3")
+def cache_full(run: Run) -> None:
+    """From the start, when the nodes' cache is empty: what they need of S3 has no room."""
+    assert run.site.disk
+    shutil.rmtree(run.site.disk / "cache", ignore_errors=True)
+    with full(run):
+        run.start()
+        pass_by(run, (20, 60))
+
+
+@contextmanager
+def full(run: Run) -> Iterator[None]:
+    """No byte is left on the small disk meanwhile."""
+    assert run.site.disk
+    fill(run.site.disk)
+    yield
+    (run.site.disk / BALLAST).unlink()
