@@ -34,6 +34,7 @@ from t2i_ray.models import Generator
 from t2i_ray.storage import LocalStore, Store
 from t2i_ray.tracking import About, Dataset, Destination, Tracker, describe, set_status, sync
 from t2i_ray.tracking.about import ATTEMPT_TAG, PARAM_LENGTH, REASON_TAG, scrub
+from t2i_ray.tracking.publisher import Noting
 from t2i_ray.tracking.server import connect, ensure_run, find_run, search
 from t2i_ray.tracking.spool import Spool, metric_name
 
@@ -733,3 +734,23 @@ def test_mlflow_draws_a_picture_from_a_caption(
     assert {p.name for p in fetched.iterdir()} == {p.name for p in folder.iterdir()}
     with pytest.raises(UserError, match="model models:/run/2: "):
         tracking.download_model("models:/run/2", storage)
+
+
+def test_an_mlflow_that_answers_slowly_is_waited_for(
+    here: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer takes half the patience, all together much longer."""
+    answer = Noting.__getattr__
+
+    def slowly(self: Noting, name: str) -> Any:
+        time.sleep(0.5)
+        return answer(self, name)
+
+    monkeypatch.setattr(Noting, "__getattr__", slowly)
+    began = time.monotonic()
+    tracker = Tracker(here, about("slow"), LocalStore(tmp_path))
+    tracker.log(1, {"g_loss": 1.0})
+    tracker.commit()
+    assert tracker.flush(timeout=1)
+    assert time.monotonic() > began + 1
+    tracker.close()

@@ -6,8 +6,9 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2i_ray.storage import MissingKey, Store
 from t2i_ray.storage.scratch import scratch
@@ -28,6 +29,23 @@ FENCE_SECONDS = 30.0  # how often a long round looks for a later attempt
 
 class Fenced(Exception):  # noqa: N818 - not a fault, but the end of this attempt's publishing
     """A later attempt of the run has taken over."""
+
+
+class Noting:
+    """A client of MLflow that notes each answer."""
+
+    def __init__(self, client: MlflowClient, note: Callable[[], None]) -> None:
+        self._client, self._note = client, note
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def noted(*arguments: Any, **named: Any) -> Any:
+            answer = method(*arguments, **named)
+            self._note()
+            return answer
+
+        return noted
 
 
 class Publisher:
@@ -58,7 +76,8 @@ class Publisher:
         self._spool = spool
         self._lock = lock
         self._owner = owner
-        self._client: MlflowClient = None
+        self._client: Any = None
+        self.answered = 0.0  # when MLflow last did, by the monotonic clock
         self._run_id: str | None = None
         self._described = False
         self._fence_time = 0.0
@@ -87,10 +106,13 @@ class Publisher:
             self._run_id = None
             raise
 
+    def _note(self) -> None:
+        self.answered = time.monotonic()
+
     # ------------------------------------------------------------------------- the run
 
     def _connect(self) -> None:
-        self._client = connect(self._destination)
+        self._client = Noting(connect(self._destination), self._note)
         run = ensure_run(self._client, self._destination, self._about)
         run_id = run.info.run_id
         self._refuse_if_late(run)

@@ -23,6 +23,7 @@ from t2i_ray.tracking.spool import Spool
 log = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 30.0  # seconds between two tries in an outage
+LONGEST_FLUSH = 10  # times its timeout
 LONGEST_PAUSE_AT_THE_END = 2.0  # while someone waits for the last metrics
 
 
@@ -98,13 +99,24 @@ class Tracker:
                 self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that is committed is published; False if it is not in this time."""
+        """Wait until all that is committed is published; whether it is.
+
+        Given up if MLflow answers nothing for so many seconds; a slow one gets LONGEST_FLUSH times
+        as many in all.
+        """
         if not self._on:
             return True
+        began = time.monotonic()
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._fenced or self._publisher.idle(), timeout)
+            while not (self._fenced or self._publisher.idle()):
+                heard = max(began, self._publisher.answered)
+                end = min(heard + timeout, began + LONGEST_FLUSH * timeout)
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, 0.5))
             self._flushing = False
             return not self._fenced and self._publisher.idle()
 
