@@ -106,7 +106,6 @@ class RayCluster:
         self.cpus = cpus
         self.head: RayNode | None = None
         self.nodes: list[RayNode] = []  # the further ones
-        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.token = secrets.token_hex(16)
         self._wanted = nodes
         self._env = env or {}
@@ -116,6 +115,7 @@ class RayCluster:
         # take the same socket, and of two clusters that do, jobs may join the newer.
         self._scratch = tempfile.mkdtemp(prefix="t2i-ray-")
         (folder / "home").mkdir(parents=True)
+        self._choose_ports()
         (folder / "token").write_text(self.token)
         (folder / "token").chmod(0o600)
 
@@ -166,6 +166,9 @@ class RayCluster:
                     return Path(found.removeprefix("--session-dir="))
         raise RuntimeError("the cluster does not run")
 
+    def _choose_ports(self) -> None:
+        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
+
     def start(self) -> None:
         """Start all nodes, and wait until jobs can be submitted and all have joined."""
         self.start_nodes()
@@ -173,7 +176,13 @@ class RayCluster:
 
     def start_nodes(self) -> None:
         """Start all nodes; jobs can be submitted, but the further ones have yet to join."""
-        self.start_head()
+        try:
+            self.start_head()
+        except RuntimeError:  # a port that was free may be taken by now
+            if self.head:
+                self.head.kill()
+            self._choose_ports()
+            self.start_head()
         for cpus in self._wanted:
             self.add_node(cpus)
 

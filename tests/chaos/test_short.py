@@ -5,6 +5,7 @@ What other tests do to runs is not repeated: docs/reliability.md says which does
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ from chaos.site import STEPS, Site, site_of
 
 @pytest.fixture(scope="module")
 def site(s3: S3Server, mlflow_server: MlflowServer, runner: Runner) -> Iterator[Site]:
+    if not os.environ.get("T2I_RAY_SLOW"):
+        pytest.skip("takes minutes: set T2I_RAY_SLOW=1")
     if not shutil.which("redis-server"):
         pytest.skip("no redis-server: apt-get install redis-server")
     folder = Path(tempfile.mkdtemp(prefix="t2i-chaos-"))
