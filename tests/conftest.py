@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import tempfile
@@ -26,7 +27,11 @@ STARTER = ThreadPoolExecutor(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that need the S3 server come last: until then it has started."""
+    """Slow ones on demand only; those that need the S3 server last: until then it has started."""
+    if not os.environ.get("T2I_RAY_SLOW"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip("takes minutes: set T2I_RAY_SLOW=1"))
     items.sort(key=lambda item: "s3" in getattr(item, "fixturenames", ()))
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import machines
 import pytest
 import ray_up
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    if not os.environ.get("T2I_RAY_SLOW"):
-        pytest.skip("takes minutes: set T2I_RAY_SLOW=1")
     if reason := machines.lacking():
         pytest.skip(reason)
     return ray_up.run(tmp_path_factory.mktemp("lab"))

@@ -5,7 +5,6 @@ What other tests do to runs is not repeated: docs/reliability.md says which does
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import tempfile
@@ -27,8 +26,6 @@ from chaos.site import STEPS, Site, site_of
 
 @pytest.fixture(scope="module")
 def site(s3: S3Server, mlflow_server: MlflowServer, runner: Runner) -> Iterator[Site]:
-    if not os.environ.get("T2I_RAY_SLOW"):
-        pytest.skip("takes minutes: set T2I_RAY_SLOW=1")
     if not shutil.which("redis-server"):
         pytest.skip("no redis-server: apt-get install redis-server")
     folder = Path(tempfile.mkdtemp(prefix="t2i-chaos-"))
@@ -42,6 +39,7 @@ def twin(site: Site) -> Twin:
     return unbroken(site)
 
 
+@pytest.mark.slow
 def test_mlflow_away_at_the_start_failing_and_away_at_the_end(site: Site, twin: Twin) -> None:
     run = Run(site, "mlflow", "s3", random.Random(0))
     site.mlflow.stop()
@@ -71,6 +69,7 @@ def meets(proxy: Proxy, mood: Mood, requests: int) -> None:
         until(lambda: proxy.spoiled >= before + requests, "requests")
 
 
+@pytest.mark.slow
 def test_s3_slow_refusing_cut_off_and_gone(site: Site, twin: Twin) -> None:
     run = Run(site, "objects", "s3", random.Random(1))
     run.start()
@@ -90,6 +89,7 @@ def test_s3_slow_refusing_cut_off_and_gone(site: Site, twin: Twin) -> None:
     check(run, twin)
 
 
+@pytest.mark.slow
 def test_a_full_disk(site: Site, twin: Twin) -> None:
     if not site.disk:
         pytest.skip("may not mount a small disk")
@@ -99,6 +99,7 @@ def test_a_full_disk(site: Site, twin: Twin) -> None:
     check(run, twin)
 
 
+@pytest.mark.slow
 def test_a_node_is_lost_and_the_controller_killed(site: Site, twin: Twin) -> None:
     run = Run(site, "nodes", "folder", random.Random(3))
     FAULTS["node lost"].do(run)
