@@ -23,37 +23,51 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from t2i_ray.config import Config
+    from t2i_ray.gan_cls import GanCls
+    from t2i_ray.train import Worker
+    from t2i_ray.train.feed import Feed
 
 WARM_UP = 50
 EDGE = 1.0  # seconds
 Turn = tuple[float, float]  # from, to
 
 
-def bare(config_path: str, data: str, overrides: list[str]) -> None:
-    """One torchrun worker: feed and step, and rank 0 notes when each step was done."""
+def opened(config: Config, worker: Worker, data: str) -> tuple[Feed, GanCls]:
+    """What feeds a worker, and what makes its steps, as a run has them at its start."""
     import torch
-    import torch.distributed as dist
 
-    from t2i_ray.config import load_config
     from t2i_ray.data import open_prepared
     from t2i_ray.encoders import build_encoder, caption_rows
     from t2i_ray.gan_cls import GanCls
     from t2i_ray.storage import open_store
-    from t2i_ray.train import Worker
     from t2i_ray.train.feed import Feed
 
-    dist.init_process_group("gloo")
-    config = load_config(config_path, overrides)
-    worker = Worker(dist.get_rank(), dist.get_world_size())
     worker.prepare_torch(config)
     store = open_store(config.storage)
     prepared = open_prepared(store, data)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder, prepared.captions, config.storage)
     feed = Feed(config, prepared, caption_rows(encoder, prepared.captions, store), worker.device)
-    gan = GanCls(config, encoder.module, encoder.dim)
+    return feed, GanCls(config, encoder.module, encoder.dim)
+
+
+def bare(config_path: str, data: str, overrides: list[str]) -> None:
+    """One torchrun worker: feed and step, and rank 0 notes when each step was done."""
+    import torch.distributed as dist
+
+    from t2i_ray.config import load_config
+    from t2i_ray.train import Worker
+
+    dist.init_process_group("gloo")
+    config = load_config(config_path, overrides)
+    worker = Worker(dist.get_rank(), dist.get_world_size())
+    feed, gan = opened(config, worker, data)
     gan.distribute()
     times = (Path(config.storage.uri) / "bare").open("w")
     for step in range(config.train.steps):

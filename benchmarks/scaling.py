@@ -30,6 +30,8 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+from overhead import opened
+
 PIECES = 2
 WARM_UP = 2
 
@@ -40,22 +42,11 @@ def worker(path: str, data: str, overrides: list[str], steps: int) -> None:
     import torch.distributed as dist
 
     from t2i_ray.config import load_config
-    from t2i_ray.data import open_prepared
-    from t2i_ray.encoders import build_encoder, caption_rows
-    from t2i_ray.gan_cls import GanCls
-    from t2i_ray.storage import open_store
     from t2i_ray.train import Worker
-    from t2i_ray.train.feed import Feed
 
     config = load_config(path, overrides)
     place = Worker(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    place.prepare_torch(config)
-    store = open_store(config.storage)
-    prepared = open_prepared(store, data)
-    torch.manual_seed(config.seed)
-    encoder = build_encoder(config.encoder, prepared.captions, config.storage)
-    feed = Feed(config, prepared, caption_rows(encoder, prepared.captions, store), place.device)
-    gan = GanCls(config, encoder.module, encoder.dim)
+    feed, gan = opened(config, place, data)
     if place.world > 1:
         dist.init_process_group("gloo")
         gan.distribute()

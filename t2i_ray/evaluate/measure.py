@@ -8,6 +8,7 @@ from t2i_ray import config
 from t2i_ray.config import GROUPS, WHILE_TRAINING
 from t2i_ray.data import Prepared
 from t2i_ray.evaluate.agreement import Agreement, agreements_of, mean_interval
+from t2i_ray.evaluate.bootstrap import Interval
 from t2i_ray.evaluate.features import FeatureModel, OfReader
 from t2i_ray.evaluate.matching import Matcher
 from t2i_ray.evaluate.pictures import Generate, Pictures, RealPictures
@@ -61,10 +62,9 @@ def measure(
     agreements: list[Agreement] = []
     interval = None
     if reader and "agreement" in chosen:
-        read = pictures.features(by_reader[0], "generated").values or {}
-        told = prepared, pictures.samples, pictures.captions
-        agreements = agreements_of(read, reader.accuracy, *told)
-        interval = mean_interval(agreements, read, *told, seed, resamples)
+        agreements, interval = _agreements(
+            pictures, by_reader[0], reader, prepared, seed, resamples
+        )
     others = [value for group in GROUPS if group in chosen for value in taking(group)]
     return Measures(
         split=split,
@@ -77,3 +77,18 @@ def measure(
         real_count=len(pictures.real),
         pairs=taking.pairs,
     )
+
+
+def _agreements(
+    pictures: Pictures,
+    model: FeatureModel,
+    reader: Reader,
+    prepared: Prepared,
+    seed: int,
+    resamples: int,
+) -> tuple[list[Agreement], Interval]:
+    """What the reader sees in the pictures against what captions say, and the mean's interval."""
+    read = pictures.features(model, "generated").values or {}
+    told = prepared, pictures.samples, pictures.captions
+    agreements = agreements_of(read, reader.accuracy, *told)
+    return agreements, mean_interval(agreements, read, *told, seed, resamples)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError
 
@@ -20,6 +20,9 @@ from t2i_ray.launch.cluster import ray_storage, worker_environment
 from t2i_ray.lines import lines_of
 from t2i_ray.runs import Scores, read_progress, run_store
 from t2i_ray.storage import FencedStore, StorageError, Store, open_store, patiently
+
+if TYPE_CHECKING:
+    from t2i_ray.launch.trainer import LeanTorchTrainer
 
 SILENCE = 30.0  # seconds; rank 0 gives a sign every five
 
@@ -93,7 +96,36 @@ def fit_workers(
     until they have ended; ``stopping`` says whether they were asked to, so that nobody is waited
     for if none is at work.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
+
+    trainer = _trainer(config, attempt, job, store)
+    ending: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            ending.update(trainer.fit().return_value)
+        except TrainingFailedError as error:
+            ending.update(status="FAILED", reason=_reason(error))
+        except Exception as error:
+            ending.update(status="FAILED", reason=f"{type(error).__name__}: {error}")
+
+    # fit() would handle Ctrl-C by ending the workers where they stand, and SIGTERM not at all; in
+    # a thread it leaves signals alone.
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    meanwhile()
+    silence = Silence(store, config.name)
+    while thread.is_alive():
+        watch()
+        if stopping() and silence.lasts():
+            return {"status": "KILLED", "reason": "stopped while no worker was at work"}
+        thread.join(0.2)
+    return ending
+
+
+def _trainer(config: Config, attempt: int, job: dict[str, Any], store: Store) -> LeanTorchTrainer:
+    """Ray Train's, as the config has it."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
 
@@ -105,7 +137,7 @@ def fit_workers(
     for watch_over in ("COLLECTIVE", "WORKER_HEALTH_CHECK"):
         os.environ.setdefault(f"RAY_TRAIN_{watch_over}_TIMEOUT_S", str(cluster.timeout_s))
     path, filesystem = ray_storage(config, store)
-    trainer = LeanTorchTrainer(
+    return LeanTorchTrainer(
         work,
         aside=config.aside,
         train_loop_config=job,
@@ -129,28 +161,6 @@ def fit_workers(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    ending: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            ending.update(trainer.fit().return_value)
-        except TrainingFailedError as error:
-            ending.update(status="FAILED", reason=_reason(error))
-        except Exception as error:
-            ending.update(status="FAILED", reason=f"{type(error).__name__}: {error}")
-
-    # fit() would handle Ctrl-C by ending the workers where they stand, and SIGTERM not at all; in
-    # a thread it leaves signals alone.
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
-    thread.start()
-    meanwhile()
-    silence = Silence(store, config.name)
-    while thread.is_alive():
-        watch()
-        if stopping() and silence.lasts():
-            return {"status": "KILLED", "reason": "stopped while no worker was at work"}
-        thread.join(0.2)
-    return ending
 
 
 class Silence:

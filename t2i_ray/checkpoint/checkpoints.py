@@ -1,14 +1,7 @@
-"""Checkpoints: written in the background, checked when read, and only so many kept.
-
-A checkpoint is a folder ``step_00001000``: a safetensors file per group of tensors, a JSON file
-per document, and last of all ``manifest.json`` with every file's sha256 and size. A folder
-without a manifest was never finished. Nothing in it is ever unpickled or imported.
-"""
+"""The checkpoints of a run: written in the background, chosen from, and only so many kept."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import re
@@ -16,15 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from t2i_ray.checkpoint.folder import Checkpoint, DamagedCheckpoint, Folder, to_json
 from t2i_ray.storage import MissingKey, StorageError, Store
 
 logger = logging.getLogger(__name__)
@@ -32,19 +23,6 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # seconds between two tries at a failing store
 _WARN_EVERY = 60.0  # seconds
-
-
-class DamagedCheckpoint(Exception):  # noqa: N818 - what it is, for a sentence in a log
-    """A checkpoint that can't be trusted; the message names the file and what is wrong."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What was saved after ``step`` updates. Tensors are in host memory."""
-
-    step: int
-    tensors: dict[str, dict[str, Tensor]]
-    documents: dict[str, Any]
 
 
 class Checkpoints:
@@ -99,7 +77,7 @@ class Checkpoints:
             if not _NAME.fullmatch(name) or name == "manifest":
                 raise ValueError(f"{name!r} can't be the name of a checkpoint's file")
         host = {group: _to_host(named) for group, named in tensors.items()}
-        texts = {name: _to_json(value) for name, value in documents.items()}
+        texts = {name: to_json(value) for name, value in documents.items()}
         score = score if score is not None and math.isfinite(score) else None
 
         def files() -> Iterator[tuple[str, bytes]]:  # one at a time, to hold one copy only
@@ -144,10 +122,11 @@ class Checkpoints:
         self, step: int, files: Callable[[], Iterator[tuple[str, bytes]]], score: float | None
     ) -> bool:
         """Write until it succeeds; False if closed before."""
+        folder = Folder(self._store, step)
         pause, warned = _FIRST_PAUSE, -math.inf
         while True:
             try:
-                self._write(step, files(), score)
+                folder.write(files(), score)
                 return True
             except StorageError as error:
                 if time.monotonic() - warned >= _WARN_EVERY:
@@ -155,23 +134,11 @@ class Checkpoints:
                     logger.warning("checkpoint %s not written yet, trying on: %s", step, error)
             # On a full disk the part that was written is in the way of everything else.
             with suppress(StorageError):
-                self._store.delete(_folder(step))
+                folder.remove()
             if self._closed.wait(pause):
                 logger.warning("checkpoint %s given up: closed while the store failed", step)
                 return False
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _write(self, step: int, files: Iterator[tuple[str, bytes]], score: float | None) -> None:
-        folder = _folder(step)
-        # An earlier attempt's: from here on it must not pass for a whole one.
-        self._store.delete(f"{folder}/manifest.json")
-        self._store.delete(folder)
-        sums = {}
-        for name, data in files:
-            self._store.write(f"{folder}/{name}", data)
-            sums[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-        manifest = {"format": 1, "step": step, "score": score, "files": sums}
-        self._store.write(f"{folder}/manifest.json", _to_json(manifest))
 
     # ----------------------------------------------------------------------- retention
 
@@ -179,7 +146,7 @@ class Checkpoints:
         """Remove all of later steps: the run has gone back to this one."""
         for later in reversed(self._folders()):
             if later > step:
-                self._remove(later)
+                Folder(self._store, later).remove()
 
     def _retain(self, step: int, needed: Collection[int]) -> None:
         try:
@@ -190,13 +157,9 @@ class Checkpoints:
             kept |= {int(self._store.read(key)) for key in self._store.list("pins")}
             for old in self._folders():
                 if old < step and old not in kept:
-                    self._remove(old)
+                    Folder(self._store, old).remove()
         except (StorageError, MissingKey, ValueError) as error:
             logger.warning("old checkpoints not removed until the next save: %s", error)
-
-    def _remove(self, step: int) -> None:
-        self._store.delete(f"{_folder(step)}/manifest.json")
-        self._store.delete(_folder(step))
 
     # ------------------------------------------------------------------------- reading
 
@@ -210,7 +173,7 @@ class Checkpoints:
         scores = []
         for step in self.steps():
             with suppress(DamagedCheckpoint):
-                score = self._manifest(step)["score"]
+                score = Folder(self._store, step).manifest()["score"]
                 if score is not None:
                     scores.append((sign * score, step))
         return max(scores)[1] if scores else None
@@ -236,22 +199,9 @@ class Checkpoints:
             DamagedCheckpoint: a file is missing, truncated or altered.
             StorageError: the store could not be read.
         """
-        tensors: dict[str, dict[str, Tensor]] = {}
-        documents: dict[str, Any] = {}
-        for file, expected in self._manifest(step)["files"].items():
-            name, _, suffix = file.rpartition(".")
-            if suffix == "safetensors" and only is not None and name not in only:
-                continue
-            data = self._read(step, file, expected)
-            try:
-                if suffix == "safetensors":
-                    tensors[name] = load_tensors(data)
-                else:
-                    documents[name] = json.loads(data)
-            except (SafetensorError, ValueError, RecursionError) as error:
-                raise self._damaged(step, file, str(error)) from error
+        checkpoint = Folder(self._store, step).load(only)
         self.durable = (step, time.time())
-        return Checkpoint(step, tensors, documents)
+        return checkpoint
 
     def _folders(self) -> dict[int, bool]:
         """Step -> whether it has a manifest, ascending."""
@@ -262,42 +212,6 @@ class Checkpoints:
                 found[step] = found.get(step, False) or match[2] == "manifest.json"
         return dict(sorted(found.items()))
 
-    def _manifest(self, step: int) -> dict[str, Any]:
-        try:
-            manifest = json.loads(self._store.read(f"{_folder(step)}/manifest.json"))
-            sound = (
-                manifest["format"] == 1
-                and manifest["step"] == step
-                and isinstance(manifest["score"], int | float | None)
-                and all({"sha256", "size"} == set(sums) for sums in manifest["files"].values())
-            )
-        except MissingKey:
-            raise self._damaged(step, "manifest.json", "missing, it was never finished") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            sound = False
-        if not sound:
-            raise self._damaged(step, "manifest.json", "not a manifest of this step")
-        return dict(manifest)
-
-    def _read(self, step: int, file: str, expected: Mapping[str, Any]) -> bytes:
-        try:
-            data = self._store.read(f"{_folder(step)}/{file}")
-        except (MissingKey, ValueError):  # ValueError: the manifest's name is no key
-            raise self._damaged(step, file, "missing") from None
-        if len(data) != expected["size"]:
-            why = f"{len(data)} bytes long, not {expected['size']}"
-            raise self._damaged(step, file, why)
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise self._damaged(step, file, "its sha256 is not the manifest's")
-        return data
-
-    def _damaged(self, step: int, file: str, why: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(f"{self._store.uri}/{_folder(step)}/{file} is damaged: {why}")
-
-
-def _folder(step: int) -> str:
-    return f"step_{step:08d}"
-
 
 def _to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that no later update can change, row-major."""
@@ -305,7 +219,3 @@ def _to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-
-
-def _to_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
