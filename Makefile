@@ -18,8 +18,9 @@ demo: $(VENV)/installed
 	@echo "curves    $(DEMO)/runs/demo/losses.png"
 	@echo "MLflow    $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db"
 
+# Two processes, each with servers of its own: most tests wait for others to start.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The same command again goes on where it stopped: LEDGER holds the rounds that were played.
 chaos: $(VENV)/installed

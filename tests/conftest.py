@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,45 +18,28 @@ from servers import S3Server, missing_programs, start_s3
 from t2i_ray.config import Storage
 
 Server = TypeVar("Server", MlflowServer, RayCluster)
-S3 = pytest.StashKey[Future[S3Server]]()
-# Its thread must live as long as the server: the kernel ends it with the thread that started it.
-STARTER = ThreadPoolExecutor(1)
+#: By longest first: at the end no process should be left alone with one of them.
+LONGEST = ("test_cluster", "test_short", "test_sweep", "test_train", "test_demo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow ones on demand only; those that need the S3 server last: until then it has started."""
-    if not os.environ.get("T2I_RAY_SLOW"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip("takes minutes: set T2I_RAY_SLOW=1"))
-    items.sort(key=lambda item: "s3" in getattr(item, "fixturenames", ()))
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the S3 server beside the first tests: it takes some 20 s."""
-    if any("s3" in getattr(item, "fixturenames", ()) for item in session.items):
-        session.stash[S3] = STARTER.submit(start_s3, Path(tempfile.mkdtemp()))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """End it, however the session went."""
-    if starting := session.stash.get(S3, None):
-        with contextlib.suppress(Exception):
-            server = starting.result().server
-            server.stop()
-            shutil.rmtree(server.folder)
+    """Files that take minutes come first."""
+    names = dict(zip(LONGEST, range(len(LONGEST)), strict=True))
+    items.sort(key=lambda item: names.get(item.path.stem, len(names)))
 
 
 @pytest.fixture(scope="session")
-def s3(request: pytest.FixtureRequest) -> S3Server:
+def s3() -> Iterator[S3Server]:
     """A real S3 server with a bucket, for the whole session."""
     if missing := missing_programs():
         pytest.skip(
             f"no {', '.join(missing)}: apt-get install --no-install-recommends "
             "radosgw ceph-mon ceph-osd"
         )
-    server: S3Server = request.session.stash[S3].result()
-    return server
+    started = start_s3(Path(tempfile.mkdtemp()))  # short: sockets lie below it
+    yield started
+    started.server.stop()
+    shutil.rmtree(started.server.folder)
 
 
 @pytest.fixture

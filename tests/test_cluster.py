@@ -378,7 +378,6 @@ COMMANDS = {
 }
 
 
-@pytest.mark.slow
 def test_every_command_in_a_job(site: Site, trained: str, swept: str, tmp_path: Path) -> None:
     """Relative paths are those of the working directory to be read; nothing is written there."""
     (site.folder / "captions.txt").write_text("a blue flower\n")
@@ -399,7 +398,6 @@ def test_every_command_in_a_job(site: Site, trained: str, swept: str, tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} >= {"drawn.png", "out.html"}
 
 
-@pytest.mark.slow
 def test_the_head_dies_and_comes_back(site: Site, trained: str) -> None:
     """Its state is in Redis: jobs are known again, the nodes stay, and the run goes on."""
     config = write(site, "headless", pair(steps=LONG))

@@ -8,8 +8,6 @@ import machines
 import pytest
 import ray_up
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from t2i_ray.storage import Store
 
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 PATIENCE = 240.0  # seconds for a command to end, and for anything that a fault waits for
-OURS = "*t2i_ray-*"  # storage/scratch.py
 COMMANDS = 4  # how often the same command is given at most
 
 
@@ -149,8 +148,8 @@ class Run:
 
     @property
     def temporary(self) -> set[Path]:
-        """Temporary folders of ours; a killed process may leave some of MLflow's and Ray's."""
-        return {path for at in (self.folder / "tmp", self.site.tmp) for path in at.glob(OURS)}
+        """Temporary files of the command and of the nodes' processes."""
+        return {path for at in (self.folder / "tmp", self.site.tmp) for path in at.iterdir()}
 
     def reach(self, step: int | None = None, after: float = 0.5) -> None:
         """Until so many steps are durable (none: some), and a moment longer."""
