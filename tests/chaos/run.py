@@ -22,6 +22,7 @@ from t2i_ray.storage import Store
 
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 PATIENCE = 240.0  # seconds for a command to end, and for anything that a fault waits for
+CACHE = "torchinductor_"  # PyTorch's, one folder for all processes of a user
 COMMANDS = 4  # how often the same command is given at most
 
 
@@ -149,7 +150,9 @@ class Run:
     @property
     def temporary(self) -> set[Path]:
         """Temporary files of the command and of the nodes' processes."""
-        return {path for at in (self.folder / "tmp", self.site.tmp) for path in at.iterdir()}
+        places = (self.folder / "tmp", self.site.tmp)
+        found = {path for place in places for path in place.iterdir()}
+        return {path for path in found if not path.name.startswith(CACHE)}
 
     def reach(self, step: int | None = None, after: float = 0.5) -> None:
         """Until so many steps are durable (none: some), and a moment longer."""
