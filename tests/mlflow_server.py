@@ -81,6 +81,11 @@ class MlflowServer:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pids(self) -> list[int]:
+        """The server's process, those below it left out; none while it is down."""
+        return [self._process.pid] if self._process is not None else []
+
     def start(self) -> None:
         """Start, and wait until it answers (some 8 s at first, then 5)."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
