@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 from ray_cluster import RayCluster
 from runner import Runner, finish, until
@@ -300,13 +303,10 @@ def test_the_dashboard_shows_every_gauge() -> None:
 
 
 def test_grafanas_own_types_read_the_dashboard() -> None:
-    """With grafana-foundation-sdk, where it is installed: nothing is lost on the way."""
-    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
-    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder")
-    plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins")
-    plugins.register_default_plugins()
+    """Nothing is lost on the way."""
+    register_default_plugins()
     document = dashboard()
-    again = json.loads(encoder.JSONEncoder().encode(models.Dashboard.from_json(document)))
+    again = json.loads(JSONEncoder().encode(Dashboard.from_json(document)))
     assert again == document | again  # it adds defaults
 
 
