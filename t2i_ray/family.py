@@ -48,8 +48,13 @@ class Objective(ABC):
     Attributes:
         encoder: as it is trained.
         networks: all by name, those that are averaged with the suffix ``_ema`` too.
+        pair: what ``train.pretrained_matching`` asks for, given by whoever makes the objective;
+            neither trained nor part of the state. Pictures [b, 3, S, S], rows [b, ...] of right
+            captions, and of wrong ones or None, to logits [b, b], or then [b, b + 1].
         learners: by the names under which their state is saved.
     """
+
+    pair: nn.Module | None = None
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ class GanCls(Family):
                 fake = self.draw(piece.noise, right)
             features = self._look(fake, piece)
             score = self._score(features, right)
-            loss, outcome = self._generator_loss(piece, features, score, right, wrong)
+            loss, outcome = self._generator_loss(piece, fake, features, score, right, wrong)
             self.learner_g.backward(loss * scale, last)
             outcomes[i] |= outcome
         self.discriminator.requires_grad_(True)
@@ -106,7 +106,7 @@ class GanCls(Family):
             features = self._look(fake, piece)
             loss_d, score, outcome_d = self._critic_loss(piece, features, right, wrong)
             loss_g, outcome_g = self._generator_loss(
-                piece, features, score, right.detach(), wrong.detach()
+                piece, fake, features, score, right.detach(), wrong.detach()
             )
             self.learner_d.backward(loss_d * scale, last, keep=True)
             self.learner_g.backward(loss_g * scale, last)
@@ -174,9 +174,15 @@ class GanCls(Family):
         return loss, scores.fake, outcome
 
     def _generator_loss(
-        self, piece: Piece, fakes: Tensor, score: Tensor, right: Tensor, wrong: Tensor
+        self,
+        piece: Piece,
+        drawn: Tensor,
+        fakes: Tensor,
+        score: Tensor,
+        right: Tensor,
+        wrong: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """G's loss and what to log; `fakes` are features."""
+        """G's loss and what to log; `fakes` are D's features of what was `drawn`."""
         train = self.train
         loss = generator_loss(score, train.loss)
         outcome = {"g_loss": loss.detach()}
@@ -184,6 +190,12 @@ class GanCls(Family):
             match = self._match(fakes, right, wrong)
             loss = loss + train.matching * match
             outcome["g_match"] = match.detach()
+        if self.pair is not None:
+            with self.autocast():
+                logits = self.pair(drawn, piece.right, piece.wrong if self.hard else None)
+            match = matching_loss(logits)
+            loss = loss + train.pretrained_matching * match
+            outcome["g_pretrained_match"] = match.detach()
         if train.interpolation:  # GAN-CLS-INT, equation 6 with beta = 1/2
             between = (right + wrong) / 2
             features = self._look(self.draw(piece.noise, between), piece)

@@ -26,7 +26,8 @@ class Matching(Objective):
     al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section
     2.3), with a fixed temperature, for which all other pairs of the piece are wrong ones; or the
     structured joint embedding by which Reed et al. 2016 trained GAN-CLS's encoder, for which only
-    those of other classes are (`structured_loss`).
+    those of other classes are (`structured_loss`). Wrong captions that are harder than those of
+    any other class (``data.wrong``) are among the contrastive loss's.
     """
 
     def make_networks(self, config: Config, text_in: int) -> dict[str, nn.Module]:
@@ -38,6 +39,9 @@ class Matching(Objective):
         """One for both towers."""
         networks = {"tower": self.networks["tower"], "encoder": self.encoder}
         rates = {"tower": config.optim.lr_d, "encoder": config.optim.lr_encoder}
+        # Those of any other class are as easy to tell as the other captions of the piece.
+        is_contrastive = config.train.pretraining_loss == "contrastive"
+        self.hard = is_contrastive and config.data.wrong != "other_class"
         self.learner = Learner(networks, rates, config.optim)
         return {"optimizer": self.learner}
 
@@ -45,14 +49,16 @@ class Matching(Objective):
         """One step of both towers."""
         outcomes = []
         for last, piece in mark_last(pieces):
+            right = self.encode_rows(piece.right)
+            wrong = self.encode_rows(piece.wrong) if self.hard else None
             with self.autocast():
-                logits = self.networks["tower"](piece.images, self.encoder(piece.right))
+                logits = self.networks["tower"](piece.images, right, wrong)
             if self.train.pretraining_loss == "structured":
                 loss = structured_loss(logits, piece.classes)
             else:
                 loss = matching_loss(logits)
             self.learner.backward(loss * scale, last)
-            outcomes.append({"loss": loss.detach(), "found": _found(logits)})
+            outcomes.append({"loss": loss.detach(), "found": _found(logits[:, : len(logits)])})
         self.learner.update()
         return outcomes
 
@@ -75,21 +81,51 @@ class Tower(nn.Module):
         text_in: width of a caption's code.
         dim: width in which picture and caption are compared.
         cosine: whether by cosine, over a temperature; else by inner product.
+
+    Attributes:
+        sizes: these arguments by name.
     """
 
     def __init__(self, channels: Sequence[int], text_in: int, dim: int, cosine: bool) -> None:
         super().__init__()
+        self.sizes = {"channels": channels, "text_in": text_in, "dim": dim, "cosine": cosine}
         self.trunk = Trunk(channels)
         self.matcher = Matcher(text_in, dim, channels[-1], cosine)
 
-    def forward(self, images: Tensor, code: Tensor) -> Tensor:
-        """Pictures [b, 3, S, S], codes [n, text_in] -> logits [b, n]."""
-        logits: Tensor = self.matcher(self.trunk(images), code)
+    def forward(self, images: Tensor, code: Tensor, wrong: Tensor | None = None) -> Tensor:
+        """Pictures [b, 3, S, S], codes [n, text_in] -> logits [b, n].
+
+        With ``wrong`` [b, text_in] another column: each picture with its own wrong caption.
+        """
+        logits: Tensor = self.matcher(self.trunk(images), code, wrong)
         return logits
 
     def pictures(self, images: Tensor) -> Tensor:
         """Pictures [b, 3, S, S] -> their codes [b, dim], of length 1."""
         return self.matcher.pictures(self.trunk(images))
+
+
+class Pair(nn.Module):
+    """A pretrained encoder and its tower, by which a GAN's pictures are judged; both stay so.
+
+    Args:
+        encoder: rows [b, ...] -> codes [b, text_in].
+        tower: of pictures.
+    """
+
+    def __init__(self, encoder: nn.Module, tower: Tower) -> None:
+        super().__init__()
+        self.encoder, self.tower = encoder, tower
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor, rows: Tensor, wrong: Tensor | None = None) -> Tensor:
+        """Pictures [b, 3, S, S], rows [b, ...] of captions -> logits [b, b].
+
+        With ``wrong``, rows [b, ...] of a wrong caption for each picture: logits [b, b + 1].
+        """
+        others = None if wrong is None else self.encoder(wrong)
+        logits: Tensor = self.tower(images, self.encoder(rows), others)
+        return logits
 
 
 def make_tower(config: Config, text_in: int) -> Tower:

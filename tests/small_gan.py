@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from t2i_ray.config import Config, parse_config
 from t2i_ray.family import Objective, Piece
 from t2i_ray.gan_cls import GanCls
+from t2i_ray.pretrain import Pair, Tower
 
 WORDS, TOKENS, DIM = 20, 4, 6
 
@@ -38,9 +39,11 @@ def make_config(
     **train: Any,
 ) -> Config:
     """A run of such a GAN; what is given changes its sections model, optim, data and train."""
+    pair = {"init_from": "a pair"} if train.get("pretrained_matching") else {}
     return parse_config(
         {
             "name": "tiny",
+            "encoder": {"kind": "bigru", **pair},
             "data": {"image_size": 16, "load_size": 16} | (data or {}),
             "model": networks(3, 4, [8, 6], ema=0.9) | (model or {}),
             "optim": {"lr_g": 1e-3, "lr_d": 2e-3, "lr_encoder": 5e-4} | (optim or {}),
@@ -65,8 +68,20 @@ def make_pieces(count: int, seed: int = 0) -> list[Piece]:
     ]
 
 
+def make_pair() -> Pair:
+    """A pair that was pretrained, as it were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        encoder, tower = TinyEncoder(), Tower([8, 6], DIM, 4, cosine=True)
+        for parameter in [*encoder.parameters(), *tower.parameters()]:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return Pair(encoder, tower).double()
+
+
 def make_gan(**train: Any) -> GanCls:
     gan = GanCls(make_config(**train), TinyEncoder(), DIM)
+    if gan.train.pretrained_matching:
+        gan.pair = make_pair()
     for network in (gan.generator, gan.discriminator):  # far from the start, where all is linear
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(11)

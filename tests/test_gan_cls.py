@@ -20,6 +20,7 @@ from t2i_ray.gan_cls import GanCls
 from t2i_ray.learner import schedule
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss
 from t2i_ray.models import Discriminator, Generator
+from t2i_ray.pretrain import Pair
 
 # ---------------------------------------------------- Algorithm 1, as a textbook would have it
 
@@ -152,6 +153,11 @@ def textbook_step(gan: GanCls, pieces: list[Piece], update: str) -> dict[str, Te
         losses_g.append(judged(fake, code))
         between = 0.5 * code + 0.5 * other
         extra = train.interpolation * judged(textbook_generator(g, piece.noise, between), between)
+        if isinstance(gan.pair, Pair):
+            seen, too = gan.pair.encoder(piece.right), gan.pair.encoder(piece.wrong)
+            tower: dict[str, Tensor] = dict(gan.pair.tower.named_parameters())
+            match = textbook_matching(tower, fake, seen, too if hard else None)
+            extra = extra + train.pretrained_matching * match
         matching_g.append(matching(fake, code, other) + extra)
     loss_g = torch.stack(losses_g).mean()
     gradients_g = torch.autograd.grad(loss_g + torch.stack(matching_g).mean(), list(g.values()))
@@ -193,8 +199,10 @@ def test_the_step_has_the_gradients_of_the_textbook(
         {"r1": 3.0},
         {"matching_penalty": 0.01},
         {"data": {"wrong": "hard"}, "matching": 0.7},
+        {"pretrained_matching": 0.6},
+        {"pretrained_matching": 0.6, "data": {"wrong": "hard"}},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: "-".join(options),
 )
 def test_options_have_the_gradients_of_their_papers(update: str, options: dict[str, Any]) -> None:
     pieces = make_pieces(2)

@@ -18,16 +18,18 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from t2i_ray.batch_norm import estimate_statistics
-from t2i_ray.config import UserError, parse_config
+from t2i_ray.config import Recurrent, UserError, parse_config
 from t2i_ray.data import open_prepared, prepare
-from t2i_ray.encoders import load_encoder
+from t2i_ray.encoders import build_encoder, load_encoder
+from t2i_ray.encoders.saved import save_pretrained_encoder, tower_files
 from t2i_ray.evaluate.matching import of_pretrained
 from t2i_ray.evaluate.pictures import batches
 from t2i_ray.families import family_of, objective_of
 from t2i_ray.family import Objective, Piece
 from t2i_ray.losses import structured_loss
-from t2i_ray.pretrain import make_tower, rebuilding_loss, words_of
+from t2i_ray.pretrain import Tower, make_tower, rebuilding_loss, words_of
 from t2i_ray.storage import open_store
+from t2i_ray.train import load_pair
 
 
 def make(name: str, **train: Any) -> Objective:
@@ -38,6 +40,7 @@ def make(name: str, **train: Any) -> Objective:
 STRUCTURED = {"pretraining_loss": "structured"}
 OBJECTIVES: list[tuple[str, dict[str, Any]]] = [
     ("matching", {}),
+    ("matching", {"data": {"wrong": "hard"}}),
     ("matching", STRUCTURED),
     ("autoencode", {}),
 ]
@@ -157,6 +160,50 @@ def test_a_tower_judges_by_what_it_was_trained_with(tmp_path: Path, loss: str) -
     np.testing.assert_allclose(scores, wanted[loss].numpy(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"encoder": {}}, "by which pair? give encoder.init_from"),
+        ({"model": {"family": "cvae"}}, "with model.family=cvae"),
+        ({"model": {"family": "matching"}}, "with model.family=matching"),
+    ],
+)
+def test_a_pair_that_is_asked_for_must_be_given(changes: dict[str, Any], says: str) -> None:
+    document = {
+        "name": "run",
+        "encoder": {"init_from": "somewhere"},
+        "train": {"steps": 1, "pretrained_matching": 0.5},
+    }
+    with pytest.raises(UserError, match=r"train\.pretrained_matching=0\.5") as error:
+        parse_config({**document, **changes})
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"channels": [8, 8, 8]}, "its tower sees pictures of 32 pixels"),
+        ({"cosine": False}, "pretraining_loss=structured"),
+        (None, "its tower can't be read"),
+    ],
+)
+def test_a_pair_that_does_not_fit(sizes: dict[str, Any] | None, says: str, tmp_path: Path) -> None:
+    words = Recurrent(kind="gru", **SIZES)
+    save_pretrained_encoder(build_encoder(words, ["a red flower"]), tmp_path)
+    tower = Tower(**{"channels": [8, 8], "text_in": 32, "dim": 4, "cosine": True, **(sizes or {})})
+    for name, data in tower_files(tower.sizes, tower.state_dict()).items():
+        (tmp_path / name).write_bytes(data if sizes else data[:20])
+    document = {
+        "name": "run",
+        "data": {"image_size": 16, "load_size": 16},
+        "model": {"g_channels": [8, 8], "d_channels": [8, 8]},
+        "encoder": {"kind": "gru", "init_from": str(tmp_path), **SIZES},
+        "train": {"steps": 1, "pretrained_matching": 1},
+    }
+    with pytest.raises(UserError, match=says):
+        load_pair(parse_config(document))
+
+
 def test_paddings_are_nothing_to_rebuild() -> None:
     logits = torch.zeros(1, 3, 4)
     logits[0, 0, 2] = math.log(3)  # three times as likely as each of the other three: one half
@@ -194,7 +241,8 @@ def test_a_gan_begins_with_the_pretrained_encoder(
     measure = {"matching": "val/found", "autoencode": "val/rebuilt"}[objective]
     assert 0 < run.data.metrics[measure] <= 1
     files = {file.path for file in runner.mlflow().list_artifacts(run.info.run_id, "encoder")}
-    assert files == {"encoder/encoder.json", "encoder/encoder.safetensors"}
+    made = ["encoder", "tower"] if objective == "matching" else ["encoder"]
+    assert files == {f"encoder/{one}.{kind}" for one in made for kind in ("json", "safetensors")}
     error = runner.run("generate", name, "a red flower", "-s", str(runner.folder / "store"), code=2)
     assert "draws nothing" in error
 
@@ -221,5 +269,13 @@ def test_a_gan_begins_with_the_pretrained_encoder(
         runner.train_without_ray(f"{name}-{kind}", unbroken, *start, "tracking.enabled=false")
         encoder = runner.checkpoint(f"{name}-{kind}").documents["encoder"]
         assert encoder["origin"]
+    pleasing = [f"encoder.init_from={place}", "train.pretrained_matching=1", "train.steps=10"]
+    if objective == "matching":
+        runner.train_without_ray("pleasing", unbroken, *pleasing)
+        assert len(runner.checkpoint("pleasing").tensors["history"]["g_pretrained_match"]) == 10
+    else:
+        error = runner.train("pleasing-words", *pleasing, code=2)
+        assert "there is no tower.json" in error
+        assert "train.pretrained_matching" in error
     assert json.loads((place / "encoder.json").read_text())["kind"] == "bigru"
     assert Path(place / "encoder.safetensors").stat().st_size > 1000

@@ -541,6 +541,8 @@ def test_params_tags_files_and_dataset(here: Destination, store: Store, tmp_path
     assert len(run.inputs.dataset_inputs) == 1
     paths = [a.path for a in client.list_artifacts(run.info.run_id, "attempt_2")]
     assert "attempt_2/config.yaml" in paths
+    file = client.download_artifacts(run.info.run_id, "config.yaml")
+    assert parse_config(yaml.safe_load(Path(file).read_text())) == changed
 
 
 LEAKS = """

@@ -9,7 +9,7 @@ from t2i_ray.config.encoders import EncoderConfig, Recurrent
 from t2i_ray.config.fields import Section, identity, operational
 from t2i_ray.config.guard import Guard
 from t2i_ray.config.operation import Checkpoint, Cluster, Evaluation, Storage, Tracking
-from t2i_ray.config.training import Model, Optim, Train
+from t2i_ray.config.training import PRETRAINING, Model, Optim, Train
 
 
 class Config(Section):
@@ -50,6 +50,8 @@ class Config(Section):
                 "training, and changed ones are new each time; use data.wrong=hard, or "
                 "encoder.train=tuned"
             )
+        if self.train.pretrained_matching:
+            self._check_pair()
         for field in ("g_channels", "d_channels"):
             size = 4 * 2 ** len(getattr(self.model, field))
             if size != self.data.image_size:
@@ -77,3 +79,16 @@ class Config(Section):
                 "set evaluation.aside=0, or leave checkpoint.best out"
             )
         return self
+
+    def _check_pair(self) -> None:
+        asked = f"train.pretrained_matching={self.train.pretrained_matching:g}"
+        if self.model.family in ("cvae", *PRETRAINING):
+            raise ValueError(
+                f"{asked} with model.family={self.model.family}: it is a loss of a GAN's "
+                "generator; leave it out, or use gan_cls or cgan"
+            )
+        if not self.encoder.init_from:
+            raise ValueError(
+                f"{asked}: by which pair? give encoder.init_from as 't2i-ray pretrain-encoder "
+                "--objective matching' prints it"
+            )

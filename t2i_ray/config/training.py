@@ -87,6 +87,13 @@ class Train(Section):
         "0: none, as in the paper.",
         ge=0,
     )
+    pretrained_matching: float = identity(
+        0.0,
+        doc="Weight of the same loss in the eyes of the pair that encoder.init_from holds, which "
+        "stays as it was pretrained: a drawn picture and its caption are to find each other (Xu et "
+        "al. 2018, AttnGAN, section 3.2, of whole captions alone); 0: none.",
+        ge=0,
+    )
     pretraining_loss: Literal["contrastive", "structured"] = identity(
         "contrastive",
         doc="matching: contrastive (Radford et al. 2021), or structured, the symmetric joint "

@@ -1,4 +1,8 @@
-"""Pretrained encoders: a folder with encoder.json and encoder.safetensors, and runs from it."""
+"""Pretrained encoders: a folder with encoder.json and encoder.safetensors, and runs from it.
+
+Where pictures were matched with captions, their tower lies there too: tower.json, which says of
+what sizes it is, and tower.safetensors.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from t2i_ray.encoders.places import hash_files, local_folder
 from t2i_ray.storage import LocalStore, Store
 
 FILES = ("encoder.json", "encoder.safetensors")
+TOWER = ("tower.json", "tower.safetensors")
 
 
 def save_pretrained_encoder(encoder: Encoder, place: Store | Path) -> None:
@@ -42,18 +47,50 @@ def pretrained_files(encoder: Encoder, weights: Mapping[str, Tensor]) -> dict[st
     return {"encoder.safetensors": save(tensors), "encoder.json": document.encode()}
 
 
+def tower_files(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """What ``read_tower`` reads, by name."""
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+    return {"tower.safetensors": save(tensors), "tower.json": (json.dumps(sizes) + "\n").encode()}
+
+
+def read_tower(
+    section: EncoderConfig, storage: Storage | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The sizes and the weights of the tower that lies at a section's ``init_from``.
+
+    Raises:
+        UserError: there is none, or it can't be read.
+    """
+    place = str(section.init_from)
+    folder = _folder(place, storage)
+    try:
+        sizes = json.loads((folder / TOWER[0]).read_bytes())
+        return dict(sizes), load_file(folder / TOWER[1])
+    except FileNotFoundError:
+        raise UserError(
+            f"train.pretrained_matching with encoder.init_from={place}: there is no {TOWER[0]} or "
+            f"{TOWER[1]}; give what 't2i-ray pretrain-encoder --objective matching' made"
+        ) from None
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"encoder.init_from={place}: its tower can't be read: {str(error).splitlines()[0]}; "
+            "save it again"
+        ) from error
+
+
 def pin(section: EncoderConfig, storage: Storage | None = None) -> str:
     """Sha256 of what lies at a section's ``init_from``.
 
     Raises:
         UserError: nothing is saved there, or it is not what ``init_sha256`` says.
     """
-    return _pinned(section, _files(str(section.init_from), storage))
+    return _pinned(section, _folder(str(section.init_from), storage))
 
 
-def _pinned(section: EncoderConfig, files: tuple[Path, Path]) -> str:
-    """Their sha256. Raises UserError if ``init_sha256`` is another."""
-    found = hash_files(files)
+def _pinned(section: EncoderConfig, folder: Path) -> str:
+    """Sha256 of all that lies there. Raises UserError if ``init_sha256`` is another."""
+    files = [folder / name for name in (*FILES, *TOWER)]
+    found = hash_files(path for path in files if path.is_file())
     if section.init_sha256 not in (None, found):
         raise UserError(
             f"encoder.init_from={section.init_from}: its sha256 is {found}, not init_sha256="
@@ -70,13 +107,13 @@ def start_from(section: EncoderConfig, storage: Storage | None = None) -> Encode
             the section.
     """
     place = str(section.init_from)
-    description, weights = files = _files(place, storage)
-    sha256 = _pinned(section, files)
+    folder = _folder(place, storage)
+    sha256 = _pinned(section, folder)
     try:
-        document = json.loads(description.read_bytes())
+        document = json.loads((folder / FILES[0]).read_bytes())
         _check_fit(section, document, place)
         encoder = from_document(document, section.target if isinstance(section, Custom) else None)
-        encoder.module.load_state_dict(load_file(weights))
+        encoder.module.load_state_dict(load_file(folder / FILES[1]))
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -90,15 +127,15 @@ def start_from(section: EncoderConfig, storage: Storage | None = None) -> Encode
     return FrozenEncoder(encoder, filled=True) if section.frozen else encoder
 
 
-def _files(place: str, storage: Storage | None) -> tuple[Path, Path]:
-    folder = local_folder(place, FILES, "encoder.init_from", storage)
+def _folder(place: str, storage: Storage | None) -> Path:
+    folder = local_folder(place, (*FILES, *TOWER), "encoder.init_from", storage)
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(
                 f"encoder.init_from={place}: there is no {name}; give a folder that holds a "
                 "pretrained encoder"
             )
-    return folder / FILES[0], folder / FILES[1]
+    return folder
 
 
 def _check_fit(section: EncoderConfig, description: dict[str, Any], place: str) -> None:

@@ -121,13 +121,18 @@ def with_pinned_encoder(config: Config) -> Config:
     """The config with the sha256 of a pretrained encoder: its content, not its place, counts.
 
     Raises:
-        UserError: there is none, or not the one that the config names.
+        UserError: there is none, or not the one that the config names, or no pair that its
+            train.pretrained_matching asks for.
     """
     encoder = config.encoder
     if not encoder.init_from:
         return config
     from t2i_ray.encoders.saved import pin
 
+    if config.train.pretrained_matching:
+        from t2i_ray.train import load_pair
+
+        load_pair(config)
     pinned = encoder.model_copy(update={"init_sha256": pin(encoder, config.storage)})
     return config.model_copy(update={"encoder": pinned})
 

@@ -109,11 +109,13 @@ def describe(
         tags: any others, e.g. the parent of a trial.
     """
     document = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    # Later attempts may differ in operational fields, so each keeps its own file.
-    folder = "" if attempt == 1 else f"attempt_{attempt}/"
-    texts = {f"{folder}config.yaml": scrub(document)}
+    files = {"config.yaml": scrub(document)}
     if git_diff:
-        texts[f"{folder}git.diff"] = cut(scrub(git_diff), DIFF_LENGTH)
+        files["git.diff"] = cut(scrub(git_diff), DIFF_LENGTH)
+    # Later attempts may differ in operational fields, so each keeps its own files. The newest's
+    # are in the root, too: those before it may have died before they could say anything.
+    folders = [""] if attempt == 1 else ["", f"attempt_{attempt}/"]
+    texts = {f"{folder}{name}": text for folder in folders for name, text in files.items()}
     every_tag = {
         "mlflow.source.name": "t2i_ray",
         "mlflow.source.type": "JOB",

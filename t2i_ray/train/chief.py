@@ -16,8 +16,9 @@ from t2i_ray.claims import Superseded
 from t2i_ray.config import Config
 from t2i_ray.data import Prepared
 from t2i_ray.encoders import Encoder, to_document
-from t2i_ray.encoders.saved import pretrained_files
+from t2i_ray.encoders.saved import pretrained_files, tower_files
 from t2i_ray.family import Family, Objective
+from t2i_ray.pretrain import Tower
 from t2i_ray.runs import Scores, run_store
 from t2i_ray.storage import StorageError, Store
 from t2i_ray.tracking import ROLLBACKS_TAG, About, Tracker, resolve, tag
@@ -178,8 +179,7 @@ class Chief(Bystander):
         if step == self._config.train.steps:
             self.artifact("losses.png", report.loss_figure(self._history))
             if not isinstance(objective, Family):
-                weights = objective.encoder_ema.state_dict()
-                for name, data in pretrained_files(self._encoder, weights).items():
+                for name, data in self._pretrained(objective).items():
                     self.artifact(f"encoder/{name}", data)
         held = self._guard.holds(step)
         history = {
@@ -206,6 +206,13 @@ class Chief(Bystander):
             first=self._write_files,
             on_durable=None if held else self._tracker.commit,
         )
+
+    def _pretrained(self, objective: Objective) -> dict[str, bytes]:
+        """What ``encoder.init_from`` reads, by name."""
+        files = {}
+        if isinstance(tower := objective.networks.get("tower_ema"), Tower):
+            files = tower_files(tower.sizes, tower.state_dict())
+        return files | pretrained_files(self._encoder, objective.encoder_ema.state_dict())
 
     def artifact(self, key: str, data: bytes) -> None:
         """A file of the run, to be kept in storage and shown by MLflow with the next checkpoint."""

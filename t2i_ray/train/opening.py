@@ -10,11 +10,13 @@ import torch
 
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.claims import Superseded, check, claim_term
-from t2i_ray.config import Config
+from t2i_ray.config import Config, UserError
 from t2i_ray.data import Prepared, open_prepared
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder, scripts_of
+from t2i_ray.encoders.saved import read_tower, start_from
 from t2i_ray.families import objective_of
 from t2i_ray.family import Objective
+from t2i_ray.pretrain import Pair, Tower
 from t2i_ray.runs import run_store
 from t2i_ray.storage import FencedStore, Store, open_store, patiently
 from t2i_ray.train.bystander import Bystander
@@ -152,10 +154,33 @@ def _weights(job: Job, store: Store, own: Checkpoint | None) -> Checkpoint | Non
     return Checkpoints(store.within(job.inherits["of"]), keep=1).load(step)
 
 
+def load_pair(config: Config) -> Pair:
+    """What `encoder.init_from` holds, as it is there. Raises UserError if it is of no use here."""
+    sizes, weights = read_tower(config.encoder, config.storage)
+    asked = f"train.pretrained_matching with encoder.init_from={config.encoder.init_from}"
+    pixels = 4 * 2 ** len(sizes["channels"])
+    if pixels != config.data.image_size:
+        raise UserError(
+            f"{asked}: its tower sees pictures of {pixels} pixels, and these have "
+            f"data.image_size={config.data.image_size}; give one of that size"
+        )
+    if not sizes["cosine"]:
+        raise UserError(
+            f"{asked}: it was pretrained with train.pretraining_loss=structured; give one of the "
+            "contrastive loss"
+        )
+    with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
+        tower = Tower(**sizes)
+    tower.load_state_dict(weights)
+    return Pair(start_from(config.encoder, config.storage).module, tower)
+
+
 def _objective(
     config: Config, encoder: Encoder, worker: Worker, weights: Checkpoint | None, words: int
 ) -> Objective:
     made = objective_of(config)(config, encoder.module, encoder.dim, worker.device, words)
+    if config.train.pretrained_matching:
+        made.pair = load_pair(config).to(made.device, made.dtype)
     if weights:
         made.load_state({k: v for k, v in weights.tensors.items() if k != "history"})
     made.distribute()

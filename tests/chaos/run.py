@@ -22,7 +22,9 @@ from t2i_ray.storage import Store
 
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 PATIENCE = 240.0  # seconds for a command to end, and for anything that a fault waits for
-CACHE = "torchinductor_"  # PyTorch's, one folder for all processes of a user
+#: Temporary folders that are not ours: PyTorch's cache, one for all processes of a user; and what
+#: Ray's dashboard leaves when its head is killed.
+THEIRS = ("torchinductor_", "pymp-")
 COMMANDS = 4  # how often the same command is given at most
 
 
@@ -152,7 +154,7 @@ class Run:
         """Temporary files of the command and of the nodes' processes."""
         places = (self.folder / "tmp", self.site.tmp)
         found = {path for place in places for path in place.iterdir()}
-        return {path for path in found if not path.name.startswith(CACHE)}
+        return {path for path in found if not path.name.startswith(THEIRS)}
 
     def reach(self, step: int | None = None, after: float = 0.5) -> None:
         """Until so many steps are durable (none: some), and a moment longer."""
