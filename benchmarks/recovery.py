@@ -21,6 +21,7 @@ repeat none, which is checked.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -121,6 +122,15 @@ class Nodes:
             self.kill(node)
 
 
+def until(ready: Callable[[], bool], seconds: float = 180) -> None:
+    """Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.1)
+
+
 def send(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -169,12 +179,11 @@ class Training:
         before = self.pulse
         self._until(lambda: self.pulse["step"] > before["step"])
 
-    def _until(self, ready: Callable[[], bool], seconds: float = 180) -> None:
-        deadline = time.monotonic() + seconds
-        while not ready():
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                raise SystemExit(f"nothing goes on; the run said: {self.lines[-20:]}")
-            time.sleep(0.1)
+    def _until(self, ready: Callable[[], bool]) -> None:
+        with suppress(TimeoutError):
+            until(lambda: ready() or self.process.poll() is not None)
+        if not ready():
+            raise SystemExit(f"nothing goes on; the run said: {self.lines[-20:]}")
 
     def times(self) -> list[float]:
         """When each step of the committed history was measured, ascending."""
@@ -198,12 +207,12 @@ class Training:
                 left = None
 
 
-def faults(training: Training, nodes: Nodes, rounds: int) -> list[tuple[str, float]]:
-    """Break it; what happened, and when."""
+def faults(
+    training: Training, nodes: Nodes, there: dict[str, subprocess.Popen[bytes]], rounds: int
+) -> list[tuple[str, float]]:
+    """Break it; what happened, and when. ``there`` are the nodes by name."""
     done = []
-    names = [f"node{number}" for number in range(2 + 2 * rounds)]
-    there = {name: nodes.add(name) for name in names[:2]}
-    spare = iter(names[2:])
+    spare = (f"node{number}" for number in itertools.count(len(there)))
 
     def note(what: str) -> None:
         done.append((what, time.time()))
@@ -270,9 +279,11 @@ def main() -> None:
         nodes = Nodes(folder)
         try:
             nodes.join()
+            there = {name: nodes.add(name) for name in ("node0", "node1")}
+            until(lambda: ray.cluster_resources().get("CPU", 0) == len(there))
             training = Training(options.config, nodes, folder, options.overrides)
             try:
-                events = faults(training, nodes, options.rounds)
+                events = faults(training, nodes, there, options.rounds)
             finally:
                 training.process.terminate()
                 training.process.wait()

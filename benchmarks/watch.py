@@ -65,7 +65,7 @@ def main() -> None:
     if given.ray:
         import ray
 
-        from t2i_ray.launch import gauges
+        from t2i_ray.launch.gauges import gauges
 
         ray.init("local", include_dashboard=False, logging_level="error", num_cpus=1)
         shows["Ray"] = gauges("benchmark", 0)

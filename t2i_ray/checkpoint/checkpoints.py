@@ -9,14 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Literal
-
-import torch
-from safetensors.torch import save as save_tensors
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from t2i_ray.checkpoint.folder import Checkpoint, DamagedCheckpoint, Folder, to_json
 from t2i_ray.storage import MissingKey, StorageError, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +82,8 @@ class Checkpoints:
         def files() -> Iterator[tuple[str, bytes]]:  # one at a time, to hold one copy only
             if first:
                 first()
+            from safetensors.torch import save as save_tensors
+
             for group, named in host.items():
                 yield f"{group}.safetensors", save_tensors(named)
             for name, text in texts.items():
@@ -215,6 +216,8 @@ class Checkpoints:
 
 def _to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that no later update can change, row-major."""
+    import torch
+
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()

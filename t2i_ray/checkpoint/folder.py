@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from torch import Tensor
 
 from t2i_ray.storage import MissingKey, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DamagedCheckpoint(Exception):  # noqa: N818 - what it is, for a sentence in a log
@@ -59,6 +60,9 @@ class Folder:
             DamagedCheckpoint: a file is missing, truncated or altered.
             StorageError: the store could not be read.
         """
+        # It imports torch, which takes seconds; a driver that looks for steps does without.
+        from safetensors.torch import load as load_tensors
+
         tensors: dict[str, dict[str, Tensor]] = {}
         documents: dict[str, Any] = {}
         for file, expected in self.manifest()["files"].items():

@@ -15,7 +15,6 @@ from t2i_ray.launch.driver import (
     with_pinned_encoder,
 )
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
-from t2i_ray.launch.gauges import gauges
 from t2i_ray.launch.joining import refuses_strangers
 from t2i_ray.launch.settle import settle, sync
 
@@ -25,7 +24,6 @@ __all__ = [
     "begin",
     "connect",
     "fit_workers",
-    "gauges",
     "make_shared_once",
     "open_checked",
     "prepare_data",

@@ -22,7 +22,7 @@ from t2i_ray.runs import Scores, read_progress, run_store
 from t2i_ray.storage import FencedStore, StorageError, Store, open_store, patiently
 
 if TYPE_CHECKING:
-    from t2i_ray.launch.trainer import LeanTorchTrainer
+    from t2i_ray.launch.trainer import LeanTrainer
 
 SILENCE = 30.0  # seconds; rank 0 gives a sign every five
 
@@ -123,13 +123,13 @@ def fit_workers(
     return ending
 
 
-def _trainer(config: Config, attempt: int, job: dict[str, Any], store: Store) -> LeanTorchTrainer:
+def _trainer(config: Config, attempt: int, job: dict[str, Any], store: Store) -> LeanTrainer:
     """Ray Train's, as the config has it."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
 
-    from t2i_ray.launch.trainer import LeanTorchTrainer
+    from t2i_ray.launch.torch_later import TorchLater
+    from t2i_ray.launch.trainer import LeanTrainer
 
     cluster = config.cluster
     # A worker that stands still: its peers' collectives end, or those with Ray, or the controller
@@ -137,7 +137,7 @@ def _trainer(config: Config, attempt: int, job: dict[str, Any], store: Store) ->
     for watch_over in ("COLLECTIVE", "WORKER_HEALTH_CHECK"):
         os.environ.setdefault(f"RAY_TRAIN_{watch_over}_TIMEOUT_S", str(cluster.timeout_s))
     path, filesystem = ray_storage(config, store)
-    return LeanTorchTrainer(
+    return LeanTrainer(
         work,
         aside=config.aside,
         train_loop_config=job,
@@ -149,9 +149,7 @@ def _trainer(config: Config, attempt: int, job: dict[str, Any], store: Store) ->
             use_gpu=cluster.gpu,
             resources_per_worker={"CPU": cluster.threads, **({"GPU": 1} if cluster.gpu else {})},
         ),
-        torch_config=TorchConfig(
-            backend="nccl" if cluster.gpu else "gloo", timeout_s=cluster.timeout_s
-        ),
+        torch=TorchLater("nccl" if cluster.gpu else "gloo", cluster.timeout_s),
         run_config=RunConfig(
             name=f"{config.name}-{attempt}",
             storage_path=path,

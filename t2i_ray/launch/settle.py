@@ -8,7 +8,6 @@ from t2i_ray import tracking
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.claims import Number, Superseded, check
 from t2i_ray.config import Config, parse_config
-from t2i_ray.generate import MODEL_TENSORS, export
 from t2i_ray.runs import RunRecord, is_lost, now, read_run, run_store, write_run
 from t2i_ray.storage import Store
 from t2i_ray.storage.scratch import scratch
@@ -68,6 +67,8 @@ def sync(
     What the newest checkpoint held back is sent again: what MLflow has already, it stores once.
     An MLflow that does not answer is waited for ``patience`` seconds.
     """
+    from t2i_ray.generate import MODEL_TENSORS  # torch: not before the workers have started
+
     place = run_store(store, record.name)
     parts = MODEL_TENSORS if model else ()
     checkpoint = Checkpoints(place.within("checkpoints"), keep=1).latest(only=parts)
@@ -123,6 +124,8 @@ def _measured(place: Store) -> dict[int, dict[str, float]]:
 def _log_model(
     destination: tracking.Destination, record: RunRecord, checkpoint: Checkpoint, register: bool
 ) -> bool:
+    from t2i_ray.generate import export
+
     with scratch() as place:
         folder = place / "generator"
         folder.mkdir()

@@ -19,7 +19,8 @@ from ray.tune.trainable import wrap_function
 from t2i_ray import tracking
 from t2i_ray.claims import Number, check
 from t2i_ray.config import Config, parse_config, with_values
-from t2i_ray.launch import Attempt, begin, fit_workers, gauges, settle
+from t2i_ray.launch import Attempt, begin, fit_workers, settle
+from t2i_ray.launch.gauges import gauges
 from t2i_ray.lines import lines_of
 from t2i_ray.runs import (
     HOPELESS,

@@ -53,6 +53,8 @@ class Tracker:
         self._spool = Spool.restore(snapshot["spool"]) if snapshot else Spool()
         self._changed = threading.Condition()
         self._closed = self._fenced = self._flushing = False
+        # Importing mlflow takes seconds: not while the worker prepares its first step.
+        self._begun = False
         self._outage: float | None = None  # when it began
         if destination is None:
             return
@@ -69,6 +71,7 @@ class Tracker:
         if self._on and values:
             with self._changed:
                 self._spool.metrics(step, values, time.time_ns() // 1_000_000)
+                self._begin()
 
     def artifact(self, key: str, path: str) -> None:
         """Show the file under ``key`` in the store, as ``path`` among the run's artifacts."""
@@ -96,6 +99,7 @@ class Tracker:
         if self._on:
             with self._changed:
                 self._spool.commit(step)
+                self._begun = True
                 self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -108,7 +112,7 @@ class Tracker:
             return True
         began = time.monotonic()
         with self._changed:
-            self._flushing = True
+            self._flushing = self._begun = True
             self._changed.notify_all()
             while not (self._fenced or self._publisher.idle()):
                 heard = max(began, self._publisher.answered)
@@ -167,8 +171,15 @@ class Tracker:
     def _wait(self) -> bool:
         """Until there is something to publish; False if the tracker is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._publisher.idle())
+            self._changed.wait_for(
+                lambda: self._closed or (self._begun and not self._publisher.idle())
+            )
             return not self._closed
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._changed.notify_all()
 
     def _rest(self, pause: float) -> float:
         """Between two tries; any commit, tag or flush ends it. Returns the next pause."""
