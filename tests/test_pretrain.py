@@ -163,7 +163,7 @@ def test_a_tower_judges_by_what_it_was_trained_with(tmp_path: Path, loss: str) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"encoder": {}}, "by which pair? give encoder.init_from"),
+        ({"encoder": {"kind": "gru"}}, "by which pair? give encoder.init_from"),
         ({"model": {"family": "cvae"}}, "with model.family=cvae"),
         ({"model": {"family": "matching"}}, "with model.family=matching"),
     ],
@@ -171,7 +171,7 @@ def test_a_tower_judges_by_what_it_was_trained_with(tmp_path: Path, loss: str) -
 def test_a_pair_that_is_asked_for_must_be_given(changes: dict[str, Any], says: str) -> None:
     document = {
         "name": "run",
-        "encoder": {"init_from": "somewhere"},
+        "encoder": {"kind": "gru", "init_from": "somewhere"},
         "train": {"steps": 1, "pretrained_matching": 0.5},
     }
     with pytest.raises(UserError, match=r"train\.pretrained_matching=0\.5") as error:

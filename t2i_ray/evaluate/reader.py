@@ -100,18 +100,18 @@ class Reader:
 
 
 def ensure_reader(
-    store: Store, prepared: Prepared, data: config.Data, *, threads: int | None = None
+    store: Store, prepared: Prepared, data: config.Data, *, threads: int = 1
 ) -> Reader:
     """The reader of this data and picture size, which is trained unless it is there already.
 
-    Takes about 80 s of one core's time. The same data, threads and machine give the same bits; the
-    global random state is left alone.
+    Takes about 80 s of one core's time. The same data, threads and machine give the same bits, so
+    it is one thread wherever it is made; the global random state is left alone.
 
     Args:
         store: the root of the storage.
         prepared: the data.
         data: its config; image_size is read.
-        threads: compute threads; None: as torch is set.
+        threads: compute threads.
 
     Raises:
         UserError: the data has no attributes.
@@ -234,9 +234,9 @@ def _accuracy(reader: Reader, prepared: Prepared) -> dict[str, float]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
