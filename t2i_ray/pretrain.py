@@ -49,8 +49,9 @@ class Matching(Objective):
         """One step of both towers."""
         outcomes = []
         for last, piece in mark_last(pieces):
-            right = self.encode_rows(piece.right)
-            wrong = self.encode_rows(piece.wrong) if self.hard else None
+            right, wrong = (
+                self.encode(piece) if self.hard else (self.encode_rows(piece.right), None)
+            )
             with self.autocast():
                 logits = self.networks["tower"](piece.images, right, wrong)
             if self.train.pretraining_loss == "structured":
@@ -123,8 +124,9 @@ class Pair(nn.Module):
 
         With ``wrong``, rows [b, ...] of a wrong caption for each picture: logits [b, b + 1].
         """
-        others = None if wrong is None else self.encoder(wrong)
-        logits: Tensor = self.tower(images, self.encoder(rows), others)
+        codes = self.encoder(rows if wrong is None else torch.cat([rows, wrong]))
+        others = None if wrong is None else codes[len(rows) :]
+        logits: Tensor = self.tower(images, codes[: len(rows)], others)
         return logits
 
 

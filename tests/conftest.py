@@ -28,8 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not os.environ.get("T2I_RAY_SLOW"):
             item.add_marker(pytest.mark.skip("takes minutes: set T2I_RAY_SLOW=1"))
-    names = dict(zip(LONGEST, range(len(LONGEST)), strict=True))
-    items.sort(key=lambda item: names.get(item.path.stem, len(names)))
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")

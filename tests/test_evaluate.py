@@ -48,7 +48,7 @@ def prepared(store: LocalStore) -> Prepared:
 
 @pytest.fixture(scope="module")
 def trained(store: LocalStore, prepared: Prepared) -> Reader:
-    ensure_reader(store, prepared, DATA, threads=1)
+    ensure_reader(store, prepared, DATA)
     return load_reader(store, prepared, DATA)
 
 
@@ -181,7 +181,7 @@ def test_training_is_not_disturbed(trained: Reader, store: LocalStore, prepared:
     place = store.within("elsewhere")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "STEPS", 2)
-        ensure_reader(place, prepared, DATA, threads=2)
+        ensure_reader(place, prepared, DATA)
         again = load_reader(place, prepared, DATA)
     measure(again, prepared, lambda i: own_pictures(prepared, i), split="val", count=8)
     assert states() == before
@@ -193,11 +193,14 @@ def test_the_same_reader_comes_out_again(
 ) -> None:
     monkeypatch.setattr(reader, "STEPS", 3)
     readers: list[dict[str, bytes]] = []
-    for name in ("a", "b"):
-        store = LocalStore(tmp_path / name)
-        torch.manual_seed(len(readers))
-        ensure_reader(store, prepared, DATA, threads=1)
+    threads = torch.get_num_threads()
+    for count in (1, 2):  # of threads, and a seed
+        store = LocalStore(tmp_path / str(count))
+        torch.manual_seed(count)
+        torch.set_num_threads(count)
+        ensure_reader(store, prepared, DATA)
         readers.append({key: store.read(key) for key in store.list("readers")})
+    torch.set_num_threads(threads)
     assert readers[0] == readers[1]
     assert len(readers[0]) == 2
 

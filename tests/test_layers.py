@@ -115,6 +115,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_driver_starts_without_torch() -> None:
+    code = (
+        "import sys, t2i_ray.launch, t2i_ray.launch.torch_later, t2i_ray.launch.trainer\n"
+        "print(sorted({'torch', 'mlflow', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_no_pickle_is_read() -> None:
     for _, path in files():
         text = path.read_text(encoding="utf8")

@@ -99,19 +99,16 @@ class Reader:
 # ------------------------------------------------------------------------- keeping and finding
 
 
-def ensure_reader(
-    store: Store, prepared: Prepared, data: config.Data, *, threads: int = 1
-) -> Reader:
+def ensure_reader(store: Store, prepared: Prepared, data: config.Data) -> Reader:
     """The reader of this data and picture size, which is trained unless it is there already.
 
-    Takes about 80 s of one core's time. The same data, threads and machine give the same bits, so
-    it is one thread wherever it is made; the global random state is left alone.
+    Takes about 80 s, in one thread however many there are: another number would give other bits.
+    The same data and machine give the same ones; the global random state is left alone.
 
     Args:
         store: the root of the storage.
         prepared: the data.
         data: its config; image_size is read.
-        threads: compute threads.
 
     Raises:
         UserError: the data has no attributes.
@@ -123,7 +120,7 @@ def ensure_reader(
         )
     if reader := _open(store, prepared, data):
         return reader
-    with _threads(threads):
+    with _one_thread():
         network = _train(prepared, data)
         untold = Reader(data, network, dict.fromkeys(prepared.attributes, 0.0))
         reader = replace(untold, accuracy=_accuracy(untold, prepared))
@@ -234,9 +231,9 @@ def _accuracy(reader: Reader, prepared: Prepared) -> dict[str, float]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

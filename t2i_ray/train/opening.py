@@ -170,9 +170,9 @@ def load_pair(config: Config) -> Pair:
             "contrastive loss"
         )
     with torch.random.fork_rng(devices=[]):  # the first weights, soon replaced, are drawn
-        tower = Tower(**sizes)
+        tower, encoder = Tower(**sizes), start_from(config.encoder, config.storage)
     tower.load_state_dict(weights)
-    return Pair(start_from(config.encoder, config.storage).module, tower)
+    return Pair(encoder.module, tower)
 
 
 def _objective(

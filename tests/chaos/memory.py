@@ -71,10 +71,9 @@ def title_of(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     if words[0].startswith("ray::"):
         return words[0].split()[0].partition(".")[0]
-    program, script, module = Path(words[0]).name, *[*words[1:], "", ""][:2]
-    if not program.startswith("python"):
-        return program
-    return f"python -m {module}" if script == "-m" else Path(script).name
+    if "python" not in Path(words[0]).name:
+        return Path(words[0]).name
+    return " ".join(Path(word).name for word in words[1:4])
 
 
 def _own(pid: int) -> float:

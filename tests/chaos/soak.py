@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import time
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def s3_refuses(run: Run) -> None:
     time.sleep(AWAY)
 
 
-FAULTS: dict[str, Deed] = {**KILLS, "MLflow away": mlflow_away, "S3 refuses": s3_refuses}
+DEEDS: dict[str, Deed] = {**KILLS, "MLflow away": mlflow_away, "S3 refuses": s3_refuses}
 
 
 def main() -> None:
@@ -60,30 +61,32 @@ def soak(prepared: Path, steps: int, at: range) -> dict[str, Any]:
     """Both runs, the second with a fault at each of these steps. Raises Lost."""
     with own_site(prepared) as there:
         twin = Twin()
-        faults: list[dict[str, Any]] = []
-        found: dict[str, Any] = {"faults": faults}
-        for name in ("unbroken", "broken"):
+        found: dict[str, Any] = {}
+        for name, steps_of_faults in (("unbroken", range(0)), ("broken", at)):
             run = Run(there, name, "s3", random.Random(1), steps=steps)
             try:
                 with Watch(run) as watch:
                     run.start(ANY_NUMBER)
-                    for i, step in enumerate(at if name == "broken" else ()):
-                        run.reach(step)
-                        what = list(FAULTS)[i % len(FAULTS)]
-                        faults.append({"step": run.step, "what": what})
-                        print(f"step {run.step}: {what}", flush=True)
-                        FAULTS[what](run)
-                        over = run.ends_within(10)
-                        there.mend()
-                        if over:
-                            run.start(ANY_NUMBER)
+                    met = [meet(run, *each) for each in zip(steps_of_faults, cycle(DEEDS))]
                     seconds = run.finish()
             finally:
                 run.end()
             facts = check(run, twin)
-            found[name] = {"seconds": seconds, "memory": watch.series}
+            found[name] = {"seconds": seconds, "memory": watch.series, "faults": met}
             found[name] |= {metric: facts[f"history {metric}"] for metric in CURVES}
     return found
+
+
+def meet(run: Run, step: int, what: str) -> dict[str, Any]:
+    """The fault, once the step is durable; the command is given again if it ended by it."""
+    run.reach(step)
+    print(f"step {run.step}: {what}", flush=True)
+    DEEDS[what](run)
+    over = run.ends_within(10)
+    run.site.mend()
+    if over:
+        run.start(ANY_NUMBER)
+    return {"step": run.step, "what": what}
 
 
 def draw(found: dict[str, Any]) -> bytes:
@@ -96,13 +99,14 @@ def draw(found: dict[str, Any]) -> bytes:
             axes.plot(
                 steps, values, color=colour, lw=width, alpha=alpha, label=f"{label}, {name} run"
             )
-    for fault in found["faults"]:
+    faults = found["broken"]["faults"]
+    for fault in faults:
         axes.axvline(fault["step"], color=GREY, lw=0.8, ls=(0, (4, 3)))
         axes.annotate(
             f" {fault['what']}", (fault["step"], 1), xycoords=("data", "axes fraction"),
             rotation=90, va="top", fontsize=7, color=GREY,
         )  # fmt: skip
-    axes.set(xlabel="step", ylabel="loss", title=f"{len(found['faults'])} faults: one line")
+    axes.set(xlabel="step", ylabel="loss", title=f"{len(faults)} faults: one line")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
     return figure_png(figure, dpi=120)
