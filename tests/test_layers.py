@@ -117,7 +117,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_the_driver_starts_without_torch() -> None:
     code = (
-        "import sys, t2i_ray.launch, t2i_ray.launch.torch_later, t2i_ray.launch.trainer\n"
+        "import sys, t2i_ray.launch, t2i_ray.launch.process_group, t2i_ray.launch.trainer\n"
         "print(sorted({'torch', 'mlflow', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

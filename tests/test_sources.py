@@ -135,7 +135,7 @@ def bucket(
     _client.cache_clear()
 
 
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "hdf5"])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_on_s3_is_read_alike(tmp_path: Path, bucket: config.Storage, name: str) -> None:
     layout = made(name, tmp_path / "in")
     store = open_store(bucket)
@@ -801,8 +801,6 @@ def test_hdf5_of_another_layout(tmp_path: Path) -> None:
         file["pictures"] = np.zeros(3)
     with pytest.raises(UserError, match=r"none of the groups train, .* \(there are: pictures\)"):
         opened(config.Hdf5(path=str(tmp_path / "x.hdf5")))
-    with pytest.raises(UserError, match="HDF5 is read from local files; download it"):
-        opened(config.Hdf5(path="s3://bucket/x.hdf5"))
 
 
 def test_without_the_h5py_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ class Hdf5(Section):
     """The HDF5 file of the best-known PyTorch implementation of GAN-CLS."""
 
     kind: Literal["hdf5"] = "hdf5"
-    path: str = operational(doc="The file, such as flowers.hdf5: local, and seen by every node.")
+    path: str = operational(doc=f"The file, such as flowers.hdf5, in {_PLACE}.")
     licence: str = operational("unknown", doc="Licence of the pictures, kept in the manifest.")
 
 

@@ -128,7 +128,7 @@ def _trainer(config: Config, attempt: int, job: dict[str, Any], store: Store) ->
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.config import LoggingConfig
 
-    from t2i_ray.launch.torch_later import TorchLater
+    from t2i_ray.launch.process_group import ProcessGroup
     from t2i_ray.launch.trainer import LeanTrainer
 
     cluster = config.cluster
@@ -149,7 +149,7 @@ def _trainer(config: Config, attempt: int, job: dict[str, Any], store: Store) ->
             use_gpu=cluster.gpu,
             resources_per_worker={"CPU": cluster.threads, **({"GPU": 1} if cluster.gpu else {})},
         ),
-        torch=TorchLater("nccl" if cluster.gpu else "gloo", cluster.timeout_s),
+        group=ProcessGroup("nccl" if cluster.gpu else "gloo", cluster.timeout_s),
         run_config=RunConfig(
             name=f"{config.name}-{attempt}",
             storage_path=path,

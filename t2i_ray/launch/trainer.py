@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from t2i_ray.launch.torch_later import TorchLater
+from t2i_ray.launch.process_group import ProcessGroup
 
 # By name, so that a Ray that renames them merely starts them again.
 UNUSED = {
@@ -22,7 +22,7 @@ class LeanTrainer(DataParallelTrainer):  # type: ignore[misc] # Ray's decorators
     """TorchTrainer that starts quicker, and costs a small machine less while it runs.
 
     Args:
-        torch: of the process group.
+        group: in which the workers train.
         aside: CPUs that an elastic group is to leave free.
         given: as TorchTrainer has it.
 
@@ -30,8 +30,8 @@ class LeanTrainer(DataParallelTrainer):  # type: ignore[misc] # Ray's decorators
     group has; should a method that is overridden here disappear, all is as Ray has it.
     """
 
-    def __init__(self, *given: Any, torch: TorchLater, aside: int = 0, **named: Any) -> None:
-        super().__init__(*given, backend_config=torch, **named)
+    def __init__(self, *given: Any, group: ProcessGroup, aside: int = 0, **named: Any) -> None:
+        super().__init__(*given, backend_config=group, **named)
         self._aside = aside
 
     def _create_default_callbacks(self) -> list[Any]:

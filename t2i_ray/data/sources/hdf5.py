@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 import re
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from t2i_ray.data.captions import decode
 from t2i_ray.data.record import SPLIT_NAMES, Rejected
 from t2i_ray.data.sources.base import Catalogue, Entry
 from t2i_ray.data.sources.place import LARGEST, PATH, File, check_unchanged, find_file
-from t2i_ray.storage import LocalStore
 
 _LONGEST = 1 << 20  # bytes of a string
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises, as it happens
@@ -38,8 +36,6 @@ class Hdf5Source(Catalogue):
 
     def __init__(self, config: Hdf5, reach: Storage) -> None:
         _h5py()
-        if "://" in config.path:
-            raise UserError(f"{PATH}={config.path}: HDF5 is read from local files; download it")
         self._file = find_file(config.path, reach)
         super().__init__(self._file.stamp, config.licence, partial(_find, self._file))
 
@@ -135,15 +131,21 @@ def _bytes(data: Any, most: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _open(file: File) -> Any:
-    """The file, opened once per process. Raises UserError."""
+    """The file, opened once per process. One on S3 is fetched into the node's cache.
+
+    HDF5 reads a little here and a little there: by requests to a server that takes hours.
+
+    Raises:
+        UserError: it can't be read, or is another one by now.
+    """
     check_unchanged(file)
-    assert isinstance(file.store, LocalStore)
-    path = Path(file.store.root) / file.key
+    path = file.store.fetch(file.key)
     try:
         return _h5py().File(path, "r", locking="best-effort")
     except OSError as error:
         raise UserError(
-            f"{PATH}={path}: no HDF5 file that can be read ({error}); fetch it anew"
+            f"{PATH}={file.store.uri}/{file.key}: no HDF5 file that can be read ({error}); "
+            "fetch it anew"
         ) from None
 
 
