@@ -146,7 +146,7 @@ class Training:
             *(sys.executable, "-m", "t2i_ray", "train", config, "name=recovery"),
             *(f"storage.uri={self.store}", "storage.shared=true", "train.steps=1000000"),
             *(f"cluster.address={nodes.address}", "cluster.workers=2", "cluster.min_workers=1"),
-            *("cluster.resize_s=3", "cluster.max_failures=-1", "checkpoint.every=50"),
+            *("cluster.resize_s=3", "cluster.max_failures=-1", "checkpoint.every=20"),
             *("evaluation.every=0", "train.sample_every=0", "train.log_every=1", *overrides),
         ]
         self.process = subprocess.Popen(
@@ -168,8 +168,14 @@ class Training:
             return {"step": 0, "pid": 0}
         return dict(found)
 
+    @property
+    def durable(self) -> int:
+        """The step of the newest checkpoint: what follows is done again after a fault."""
+        found = (self.store / "runs/recovery/checkpoints").glob("step_*/manifest.json")
+        return max((int(path.parent.name[5:]) for path in found), default=0)
+
     def settle(self, workers: int) -> None:
-        """Wait until so many workers have come a few steps further."""
+        """Wait until so many workers have come a checkpoint further."""
         self._until(lambda: ray.cluster_resources().get("CPU", 0) == workers)
         self._until(lambda: ray.available_resources().get("CPU", 0) == 0)
         before = self.pulse
@@ -177,7 +183,7 @@ class Training:
             lambda: self.pulse["step"] > before["step"] or self.pulse["pid"] != before["pid"]
         )
         before = self.pulse
-        self._until(lambda: self.pulse["step"] > before["step"])
+        self._until(lambda: self.durable > before["step"])
 
     def _until(self, ready: Callable[[], bool]) -> None:
         with suppress(TimeoutError):
