@@ -21,7 +21,7 @@ from t2i_ray.runs import RunRecord, read_run, run_store
 from t2i_ray.storage import Store
 
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
-PATIENCE = 240.0  # seconds for a command to end, and for anything that a fault waits for
+PATIENCE = 240.0  # seconds for a short run's command to end, and for what a fault waits for
 #: Temporary folders that are not ours: PyTorch's cache, one for all processes of a user; and what
 #: Ray's dashboard leaves when its head is killed.
 THEIRS = ("torchinductor_", "pymp-")
@@ -49,6 +49,7 @@ class Run:
         self.site, self.name, self.where, self.rng, self.steps = site, name, where, rng, steps
         self.place = site.places[where]
         self.folder = site.folder / name
+        self.patience = max(PATIENCE, 0.5 * steps)  # for a command to end
         self.step = 0  # that was durable when the fault came
         self.commands = 0
         self.drivers: list[subprocess.Popen[bytes]] = []
@@ -88,9 +89,9 @@ class Run:
         """Until it ends; its exit code. Raises Lost if it does not."""
         driver = driver or self.driver
         try:
-            return driver.wait(timeout=PATIENCE)
+            return driver.wait(timeout=self.patience)
         except subprocess.TimeoutExpired:
-            raise Lost(f"the command still runs after {PATIENCE:.0f} s") from None
+            raise Lost(f"the command still runs after {self.patience:.0f} s") from None
 
     def ends_within(self, seconds: float) -> bool:
         """Whether no command of it lives on after so long."""
