@@ -328,7 +328,7 @@ def test_a_job_is_stopped_and_goes_on(site: Site) -> None:
     assert site.run("stopped")["tags"]["t2i_ray.submission"] == "stop-2"
 
 
-def test_exit_codes_and_no_secret_anywhere(site: Site, trained: str) -> None:
+def test_exit_codes_and_no_secret_anywhere(site: Site, trained: str, swept: str) -> None:
     config = write(site, "diverged", pair())
     output = site.submit("t2i-ray", "train", config, "optim.lr_g=1e30", job="bad-1", code=1)
     assert "failed at step" in output
@@ -350,6 +350,9 @@ def test_exit_codes_and_no_secret_anywhere(site: Site, trained: str) -> None:
     jobs = jobs_of(site)
     told = [json.dumps(jobs), *(site.log(job["submission_id"]) for job in jobs)]
     told += [json.dumps(run) for run in site.runs("")]
+    told.append(json.dumps(site.cluster.get("/api/v0/runtime_envs")))
+    session = site.cluster.session
+    told += [path.read_text(errors="replace") for path in session.rglob("*.log")]
     stored = [site.read(key) for key in site.keys("")]
     assert len(stored) > 50
     for secret in secrets:

@@ -13,6 +13,7 @@ from mlflow_server import MlflowServer
 from ray_cluster import BIN, PLANTED
 from runner import Runner
 from servers import Radosgw, free_port
+from small_configs import TINY
 
 from t2i_ray.config import load_config
 from t2i_ray.launch import worker_environment
@@ -71,8 +72,8 @@ def submit(runner: Runner, *command: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_runs_that_fail_tell_no_secret(runner: Runner, mlflow_server: MlflowServer) -> None:
-    """One diverges, with a profile; one finds its data damaged and raises in its workers."""
+def test_what_fails_tells_no_secret(runner: Runner, mlflow_server: MlflowServer) -> None:
+    """A run diverges, profiled; one raises in its workers, its data damaged; a sweep's trial."""
     uri = f"http://someone:{IN_URI}@127.0.0.1:{mlflow_server.port}"
     env = {"MLFLOW_TRACKING_URI": uri}
     outputs = {
@@ -98,6 +99,15 @@ def test_runs_that_fail_tell_no_secret(runner: Runner, mlflow_server: MlflowServ
     assert record["status"] == "FAILED"
     assert record["reason"].startswith("worker 0: ")
     assert "Traceback" in outputs["raised"]
+
+    sweep = {
+        **TINY,
+        "train": {**TINY["train"], "steps": 20},
+        "space": {"optim.lr_g": {"grid": [1e30]}},
+        "evaluation": {"every": 20, "samples": 64},
+        "search": {"seeds": [0], "metric": "val/frechet_reader", "mode": "min"},
+    }
+    outputs["swept"] = runner.run("tune", runner.config("swept", sweep), env=env, code=1)
 
     found = [leak for name, output in outputs.items() for leak in leaks(runner, name, output)]
     found += leaks(runner, "MLflow", str(run.to_dictionary()))

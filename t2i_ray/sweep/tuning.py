@@ -29,10 +29,17 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
 from ray import tune
 from ray.tune import schedulers
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from t2i_ray.sweep.progress import Progress, name_of
 from t2i_ray.sweep.trial import Trainable
+
+# Tune would copy the driver's keys into the trials' runtime environment, which Ray logs and its
+# dashboard shows. A trial has its node's own, as any worker has.
+class_cache.ENV_VARS_TO_PROPAGATE -= {
+    name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
+}
 
 
 def run_plan(
