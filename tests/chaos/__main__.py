@@ -67,6 +67,7 @@ def todo(ledger: Ledger, given: argparse.Namespace) -> list[int]:
 def sitting(there: Site, ledger: Ledger, seed: int, faults: list[str]) -> None:
     """Play what is left, until it is done or the site is beyond repair."""
     twin = unbroken(there)
+    twin.seconds = unbroken(there, "warm").seconds  # a site's first takes longer than any other
     print(f"unbroken: {twin.seconds:.0f} s", flush=True)
     done = {row.round for row in ledger.of(seed)}
     for number, name in enumerate(faults):
