@@ -41,6 +41,6 @@ TINY: dict[str, Any] = {
 def write_config(folder: Path, name: str, document: Mapping[str, Any] = TINY) -> Path:
     """The file of a run or a sweep of that name, which is stored in the same folder."""
     path = folder / f"{name}.yaml"
-    storage = {"uri": str(folder / "store")}
+    storage = {"uri": str(folder / "store"), **document.get("storage", {})}
     path.write_text(yaml.safe_dump({**document, "name": name, "storage": storage}))
     return path

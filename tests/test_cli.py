@@ -16,6 +16,7 @@ from servers import S3Server
 from small_configs import write_config
 
 from t2i_ray.cli.commands import prepare_source
+from t2i_ray.cli.commit import git_commit
 from t2i_ray.config import load_config
 from t2i_ray.launch import with_absolute_paths
 
@@ -74,6 +75,21 @@ def test_bad_config_ends_before_anything_starts(
     assert not (config.parent / "store/runs").exists()
 
 
+def test_whatever_the_encoding_of_uncommitted_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("T2I_RAY_COMMIT", raising=False)
+    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    (tmp_path / "a").write_bytes(b"one\n")
+    for command in (["init", "-q"], ["add", "a"], [*who, "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", *command], check=True)
+    (tmp_path / "a").write_bytes("gr\u00fcn\n".encode("latin1"))
+    commit, diff = git_commit()
+    assert len(commit) == 40
+    assert "+gr\ufffdn" in diff
+
+
 def no_folder(_: Path) -> Bad:
     source = "data.source={kind: folder, path: /nowhere/pictures}"
     return [source], ["path", "/nowhere/pictures"]
@@ -120,7 +136,7 @@ def test_bad_input_ends_before_a_worker_starts(
     for part in says:
         assert part in line
     assert "Traceback" not in output
-    assert not (runner.folder / f"store/runs/{bad.__name__}/checkpoints").exists()
+    assert not (runner.folder / f"store/runs/{bad.__name__}").exists()  # the name is still free
 
 
 def test_wrong_s3_key_is_one_line_without_secrets(config: Path, s3: S3Server) -> None:

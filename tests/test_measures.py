@@ -706,7 +706,7 @@ def make_run(
     checkpoints.save(1, gan.state(), documents)
     checkpoints.wait()
     return RunRecord(
-        name=name, hash="0", identity={}, data=prepared.prefix, status="FINISHED", steps=1
+        name=name, id="0", hash="0", identity={}, data=prepared.prefix, status="FINISHED", steps=1
     )
 
 

@@ -7,17 +7,24 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from boto3.s3.transfer import TransferConfig
 from servers import S3Server
 
 from t2i_ray import config
 from t2i_ray.config import UserError
+from t2i_ray.data import open_prepared, prepare
+from t2i_ray.encoders import embeddings
 from t2i_ray.storage import (
     MissingKey,
+    PatientStore,
     StorageError,
     Store,
     check_writable,
@@ -257,12 +264,108 @@ def test_scratch_of_a_killed_process_is_removed(
         assert other.stdout
         theirs = Path(other.stdout.readline().strip())
         with scratch() as ours:
-            assert set(tmp_path.iterdir()) == {ours, theirs}
+            assert folders(tmp_path) == {ours, theirs}
         assert (theirs / "file").exists()  # its process lives
         other.kill()
     with scratch() as ours:
-        assert set(tmp_path.iterdir()) == {ours}
+        assert folders(tmp_path) == {ours}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["os.open", "fcntl.flock", "os.mkdir", "shutil.rmtree"])
+def test_scratch_of_a_process_that_was_killed_at_any_moment_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Right after this call, or before it if it removes."""
+    code = (
+        "import fcntl, os, shutil, tempfile; from t2i_ray.storage.scratch import scratch\n"
+        "tempfile.gettempdir()  # makes a file to see where it can\n"
+        f"call = {moment}\n"
+        "def killed(*args, **more):\n"
+        "    'rmtree' in call.__name__ or call(*args, **more)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        f"{moment} = killed\n"
+        "with scratch() as folder:\n"
+        "    (folder / 'file').touch()"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == -9
+    assert list(tmp_path.iterdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch() as ours:
+        assert folders(tmp_path) == {ours}
+    assert not list(tmp_path.iterdir())
+
+
+def test_scratch_removes_nothing_that_it_has_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever begins as its folders do, links, and what lies in another folder."""
+    outside, place = tmp_path / "outside", tmp_path / "tmp"
+    name = f"t2i_ray-scratch-{'0' * 31}"
+    kept = [
+        *("t2i_ray-runs/a", "t2i_ray-cache/a", "t2i_ray-main/a", "t2i_ray-scratch/a"),
+        *("t2i_ray-scratch-runs/a", "t2i_ray-scratch-runs.lock"),
+        *(f"{name}0/a", f"{name}1.lock/a"),  # without a lock; a folder that is called like one
+    ]
+    for file in [outside / "a", *(place / name for name in kept)]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (place / f"{name}2").symlink_to(outside)
+    (place / f"{name}2.lock").touch()
+    (place / f"{name}0.lock").symlink_to(outside / "a")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with scratch():
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+@pytest.mark.parametrize("theirs", [".lock", ""])
+def test_scratch_of_another_user_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
+) -> None:
+    name = f"t2i_ray-scratch-{'0' * 32}"
+    (tmp_path / name).mkdir()
+    (tmp_path / f"{name}.lock").touch()
+    os.chown(tmp_path / f"{name}{theirs}", 12345, 12345)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch():
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}.lock"}
+
+
+def test_many_make_and_clean_scratch_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import os, random; from t2i_ray.storage.scratch import scratch\n"
+        "for _ in range(200):\n"
+        "    with scratch() as folder:\n"
+        "        (folder / 'file').write_bytes(b'')\n"
+        "        assert (folder / 'file').exists()\n"
+        "        if random.random() < 0.1:\n"
+        "            if child := os.fork():\n"
+        "                os.waitpid(child, 0)\n"
+        "            else:\n"
+        "                with scratch() as other:\n"
+        "                    (other / 'file').touch(); os.kill(os.getpid(), 9)"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    crowd = [
+        subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    assert [process.communicate()[1] for process in crowd] == [b""] * 4
+    assert [process.returncode for process in crowd] == [0] * 4
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch() as ours:
+        assert folders(tmp_path) == {ours}
+
+
+def folders(place: Path) -> set[Path]:
+    return {path for path in place.iterdir() if path.is_dir()}
 
 
 def test_local_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +404,67 @@ def test_a_damaged_download_is_refused(s3_config: config.Storage, tmp_path: Path
     assert store.fetch("shard", good).read_bytes() == b"content"
     store.delete("shard")
     assert store.fetch("shard", good).read_bytes() == b"content"  # from the cache
+
+
+@pytest.mark.parametrize("sha256", ["", "../../outside", "0" * 63, "A" * 64, "0" * 64 + "\n"])
+def test_a_sum_that_can_be_none_is_no_name_in_the_cache(
+    s3_config: config.Storage, tmp_path: Path, sha256: str
+) -> None:
+    (tmp_path / "outside").write_bytes(b"not to be taken for a copy")
+    store = open_store(s3_config)
+    store.write("shard", b"content")
+    with pytest.raises(ValueError, match="is no sha256 in hex"):
+        store.fetch("shard", sha256)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("sha256", ["", "../../outside"])
+def test_a_manifest_with_a_sum_that_can_be_none_is_damaged(
+    s3_config: config.Storage, sha256: str
+) -> None:
+    store = open_store(s3_config)
+    source = config.SyntheticFlowers(images=64)
+    prefix = prepare(config.Data(source=source, image_size=28, load_size=32), store)
+    manifest = store.read_json(f"{prefix}/manifest.json")
+    manifest["shards"][0]["images_sha256"] = sha256
+    store.write_json(f"{prefix}/manifest.json", manifest)
+    with pytest.raises(UserError, match=r"damaged; delete the folder .* prepare again"):
+        open_prepared(store, prefix).images(np.arange(2))
+
+    embeddings._write(store, {"count": 3}, np.zeros((3, 2), np.float32))
+    store.write_json("manifest.json", {"count": 3, "sha256": sha256})
+    with pytest.raises(embeddings._DamagedError, match="manifest can't be read"):
+        embeddings._read(store, {"count": 3})
+
+
+def test_uploads_that_were_not_completed_are_aborted(
+    s3: S3Server, s3_config: config.Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2i_ray.storage.s3._PAGE", 2)
+    store = open_store(s3_config)
+    assert isinstance(store, S3Store)
+    client = _client(s3.endpoint, None)
+    begun: dict[str, Any] = {}
+    for key in ("runs/a/1", "runs/a/2", "runs/a/2", "runs/a/b/3", "runs/a", "runs/ab/1"):
+        place: Any = {"Bucket": s3.bucket, "Key": f"{store.prefix}/{key}"}
+        begun[key] = {**place, "UploadId": client.create_multipart_upload(**place)["UploadId"]}
+        client.upload_part(**begun[key], PartNumber=1, Body=b"part")
+    store.write("runs/a/1", b"whole")
+
+    def left() -> set[str]:
+        found = client.list_multipart_uploads(Bucket=s3.bucket, Prefix=store.prefix)
+        return {entry["Key"].removeprefix(f"{store.prefix}/") for entry in found["Uploads"]}
+
+    assert left() == set(begun)
+    store.within("runs").abort_uploads("a/")
+    assert left() == {"runs/a", "runs/ab/1"}
+    store.within("runs/a").abort_uploads()
+    store.within("runs/absent").abort_uploads()
+    assert left() == {"runs/a", "runs/ab/1"}
+    assert store.list() == ["runs/a/1"]
+    assert store.read("runs/a/1") == b"whole"
+    with pytest.raises(client.exceptions.NoSuchUpload):  # its writer, if it still lives
+        client.upload_part(**begun["runs/a/1"], PartNumber=2, Body=b"part")
 
 
 def test_the_workers_of_a_node_download_once(
@@ -397,3 +561,32 @@ def test_a_server_that_is_not_there(s3_away: config.Storage) -> None:
     with pytest.raises(StorageError, match="EndpointConnectionError") as caught:
         open_store(s3_away).read("key")
     assert caught.value.code == "EndpointConnectionError"
+
+
+def test_a_patient_store_outlasts_an_outage(
+    s3: S3Server, s3_config: config.Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient = PatientStore(open_store(s3_config).hurried(), 60).within("patient")
+    patient.write("a", b"1")
+    s3.server.stop_gateway()
+    with ThreadPoolExecutor() as threads:
+        there = threads.submit(patient.read, "a")
+        created = threads.submit(patient.create, "a", b"2")
+        time.sleep(3)
+        waited = not there.done() and not created.done()
+        s3.server.start_gateway()  # here, since it ends with the thread that starts it
+        assert waited
+        assert there.result() == b"1"
+        assert not created.result()
+    assert "the storage is away, trying on" in capsys.readouterr().out
+    with pytest.raises(MissingKey):  # an answer
+        patient.read("b")
+
+
+def test_a_patient_store_gives_up(s3: S3Server, s3_config: config.Storage) -> None:
+    s3.server.stop_gateway()
+    try:
+        with pytest.raises(StorageError):
+            PatientStore(open_store(s3_config).hurried(), 0.1).read("a")
+    finally:
+        s3.server.start_gateway()

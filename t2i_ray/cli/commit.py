@@ -21,7 +21,8 @@ def git_commit() -> tuple[str, str]:
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", *arguments], capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    # Whatever the encodings of the files in a diff are.
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""

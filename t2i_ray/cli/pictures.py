@@ -25,7 +25,8 @@ def load_model(model: str, storage: str, endpoint: str | None) -> Pipeline:
     if model.startswith(("models:/", "runs:/")):
         from t2i_ray.tracking import download_model
 
-        return Pipeline.from_folder(download_model(model, Storage(uri=storage, endpoint=endpoint)))
+        with download_model(model, Storage(uri=storage, endpoint=endpoint)) as folder:
+            return Pipeline.from_folder(folder)
     store = opened(storage, endpoint)
     if "/" in model or (Path(model).is_dir() and not read_run(store, model)):
         return Pipeline.from_folder(model)

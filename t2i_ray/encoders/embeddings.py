@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from t2i_ray.encoders.interface import Encoder
 from t2i_ray.storage import MissingKey, StorageError, Store
+from t2i_ray.storage.scratch import scratch
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +104,8 @@ def _read(entry: Store, about: dict[str, Any]) -> np.ndarray:
 
 
 def _write(entry: Store, about: dict[str, Any], rows: np.ndarray) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "embeddings.npy"
+    with scratch() as folder:
+        path = folder / "embeddings.npy"
         np.save(path, rows, allow_pickle=False)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

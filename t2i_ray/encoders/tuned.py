@@ -9,10 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-import tempfile
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +22,7 @@ from t2i_ray.config import HuggingFace, Storage, UserError
 from t2i_ray.encoders.huggingface import check_length, find, hush
 from t2i_ray.encoders.interface import Encoder
 from t2i_ray.encoders.pretrained import Pretrained, encoding_part, load_pretrained, pool
+from t2i_ray.storage.scratch import scratch
 
 PADDING = -1  # no token's id, unlike a tokenizer's own padding
 _NAME = re.compile(r"\w[\w.-]*")
@@ -183,21 +182,21 @@ def _still(module: nn.Module, rows: Tensor) -> None:
 
 
 def _packed(tokenizer: Any) -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         tokenizer.save_pretrained(folder)
         return {
             path.name: base64.b64encode(zlib.compress(path.read_bytes(), 9)).decode()
-            for path in sorted(Path(folder).iterdir())
+            for path in sorted(folder.iterdir())
             if path.is_file()
         }
 
 
 def _unpacked(files: dict[str, str], architecture: dict[str, Any]) -> Any:
     """The tokenizer. Raises UserError: a name is none of a file beside others."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         for name, packed in files.items():
             if not _NAME.fullmatch(name):
                 raise UserError(f"encoder.json: {name!r} is no tokenizer's file; it was tampered")
-            (Path(folder) / name).write_bytes(zlib.decompress(base64.b64decode(packed)))
-        (Path(folder) / "config.json").write_text(json.dumps(architecture))
+            (folder / name).write_bytes(zlib.decompress(base64.b64decode(packed)))
+        (folder / "config.json").write_text(json.dumps(architecture))
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -18,12 +18,14 @@ from t2i_ray.storage.base import MissingKey, Stamp, StorageError, Store, check_k
 from t2i_ray.storage.fenced import FencedStore
 from t2i_ray.storage.local import LocalStore
 from t2i_ray.storage.opened import open_key
+from t2i_ray.storage.patient import PatientStore
 
 __all__ = [
     "JOB_VARIABLE",
     "FencedStore",
     "LocalStore",
     "MissingKey",
+    "PatientStore",
     "Stamp",
     "StorageError",
     "Store",

@@ -7,7 +7,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class MissingKey(Exception):  # noqa: N818 - an answer as often as an error
@@ -73,6 +75,7 @@ class Store(ABC):
 
         A local store gives its own file; S3 a copy in this node's cache, verified by its sum.
         Without a sum it is whatever is there now, cached as long as the server says it is that.
+        On S3 a sum that can be none is a ValueError.
         """
 
     @abstractmethod
@@ -90,6 +93,13 @@ class Store(ABC):
     @abstractmethod
     def delete(self, prefix: str) -> None:
         """Remove the key and everything below ``prefix/``; it may be absent."""
+
+    def abort_uploads(self, prefix: str = "") -> None:  # noqa: B027 - a local store has none
+        """Remove what was begun to be uploaded below ``prefix/`` and is not complete.
+
+        S3 keeps the parts of a large file whose writer was killed, unseen and billed. Those who
+        still write there fail, so it is for whoever alone has the right to.
+        """
 
     def read_json(self, key: str, default: Any = None) -> Any:
         """The JSON value under a key; the default if there is none. Raises ValueError: not JSON."""
@@ -120,13 +130,12 @@ def check_key(key: str) -> str:
     return key
 
 
-def patiently(action: Callable[[], object], seconds: float) -> None:
+def patiently(action: Callable[[], T], seconds: float) -> T:
     """Do it again and again while the store is away; after so many seconds, its last error."""
     deadline, warned = time.monotonic() + seconds, False
     while True:
         try:
-            action()
-            return
+            return action()
         except StorageError as error:
             if time.monotonic() >= deadline:
                 raise

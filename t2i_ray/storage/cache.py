@@ -28,7 +28,8 @@ from t2i_ray.config import UserError
 
 FOLDER, LIMIT = "T2I_RAY_CACHE", "T2I_RAY_CACHE_GB"  # environment variables
 DEFAULT_LIMIT = 50.0  # GB
-_NAME = re.compile(r"[0-9a-f]{64}(\.part)?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(_SHA256.pattern + r"(\.part)?")
 
 # What this process has asked for, by folder: the descriptor of its list, and what is in that.
 _noted: dict[Path, tuple[int, set[str]]] = {}
@@ -70,7 +71,10 @@ class Cache:
 
         Raises:
             OSError: there is no room, or the folder can't be written to.
+            ValueError: the name is none.
         """
+        if not _SHA256.fullmatch(name):  # a manifest's word: it might lead out of the folder
+            raise ValueError(f"{name!r} is no sha256 in hex")
         kept = self.folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         while not self._use(kept):

@@ -42,6 +42,11 @@ class FencedStore(Store):
         self._check()
         self._store.delete(prefix)
 
+    def abort_uploads(self, prefix: str = "") -> None:
+        """See Store."""
+        self._check()
+        self._store.abort_uploads(prefix)
+
     def read(self, key: str) -> bytes:
         """See Store."""
         return self._store.read(key)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -99,10 +99,9 @@ class S3Store(Store):
     def fetch(self, key: str, sha256: str | None = None) -> Path:
         """See Store. The cache is the node's (see storage.cache)."""
         cache = Cache.of_node()
+        name = self._version(key) if sha256 is None else sha256
         try:
-            return cache.get(
-                sha256 or self._version(key), lambda path: self._download(key, sha256, path)
-            )
+            return cache.get(name, lambda path: self._download(key, sha256, path))
         except OSError as error:
             raise StorageError(
                 f"cache {cache.folder}: {error.strerror}; set {FOLDER} to a folder of yours with "
@@ -115,11 +114,12 @@ class S3Store(Store):
 
     def stamps(self, prefix: str = "") -> dict[str, Stamp]:
         """See Store."""
-        root = f"{self.prefix}/" if self.prefix else ""
-        below = self._key(prefix.rstrip("/")) + "/" if prefix else root
+        root = self._below()
         with self._errors("list", prefix) as client:
             pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=below, PaginationConfig={"PageSize": _PAGE}
+                Bucket=self.bucket,
+                Prefix=self._below(prefix),
+                PaginationConfig={"PageSize": _PAGE},
             )
             return {
                 key: Stamp(entry["Size"], entry["ETag"])
@@ -157,6 +157,20 @@ class S3Store(Store):
                     code = problem.get("Code", "")
                     raise StorageError(f"{self.uri}: could not delete {prefix}: {code}", code)
 
+    def abort_uploads(self, prefix: str = "") -> None:
+        """See Store."""
+        below = self._below(prefix)
+        with self._errors("abort uploads to", prefix) as client:
+            pages = client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=below, PaginationConfig={"PageSize": _PAGE}
+            )
+            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+                if upload["Key"].startswith(below):  # whatever the server makes of the prefix
+                    with suppress(client.exceptions.NoSuchUpload):  # it has ended meanwhile
+                        client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+
     def within(self, prefix: str) -> S3Store:
         """See Store."""
         return S3Store(
@@ -175,6 +189,12 @@ class S3Store(Store):
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}".lstrip("/")
+
+    def _below(self, prefix: str = "") -> str:
+        """With which all keys below a prefix begin."""
+        if prefix:
+            return self._key(prefix.rstrip("/")) + "/"
+        return f"{self.prefix}/" if self.prefix else ""
 
     def _read(self, key: str, **more: Any) -> bytes:
         with self._errors("read", key) as client:
@@ -206,7 +226,7 @@ class S3Store(Store):
             os.fsync(file.fileno())
             file.seek(0)
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != (sha256 or found):
+        if sha256 not in (None, found):
             raise StorageError(
                 f"{self.uri}: {key} is damaged: its sha256 is {found}, not {sha256}", "Damaged"
             )

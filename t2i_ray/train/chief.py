@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -63,6 +64,7 @@ class Chief(Bystander):
         self._scores: tuple[int, dict[str, float]] = (-1, {})  # of which step
         self._marks = job.marks
         self._files: dict[str, bytes] = {}  # not yet written
+        self._lock = threading.Lock()
         self._history: dict[str, list[float]] = {}
         super().__init__()
         state = checkpoint.documents["state"] if checkpoint else None
@@ -216,15 +218,19 @@ class Chief(Bystander):
 
     def artifact(self, key: str, data: bytes) -> None:
         """A file of the run, to be kept in storage and shown by MLflow with the next checkpoint."""
-        self._files[key] = data
+        with self._lock:
+            self._files[key] = data
         self._tracker.artifact(f"runs/{self._config.name}/{key}", key)
 
     def _write_files(self) -> None:
         """In the checkpoint's thread, before it: a run that ended has them all."""
         while self._files:
-            key, data = next(iter(self._files.items()))
+            with self._lock:
+                key, data = next(iter(self._files.items()))
             self._store.write(key, data)
-            del self._files[key]
+            with self._lock:
+                if self._files.get(key) is data:  # else there is a newer one by now
+                    del self._files[key]
 
     def go_back(self, step: int, reason: str) -> None:
         """Forget what is later than the point to go back to, where training will go on."""

@@ -18,7 +18,7 @@ from t2i_ray.families import objective_of
 from t2i_ray.family import Objective
 from t2i_ray.pretrain import Pair, Tower
 from t2i_ray.runs import run_store
-from t2i_ray.storage import FencedStore, Store, open_store, patiently
+from t2i_ray.storage import FencedStore, StorageError, Store, open_store, patiently
 from t2i_ray.train.bystander import Bystander
 from t2i_ray.train.chief import Chief
 from t2i_ray.train.feed import Feed
@@ -81,14 +81,25 @@ def _fenced(store: Store, name: str, job: Job, worker: Worker) -> Store:
     if worker.is_chief:
         try:
             own = claim_term(place, attempt)
+            fenced = FencedStore(store, lambda: check(place, own))
+            _abort_uploads(run_store(fenced, name))
         except Superseded as error:
             why = error
         else:
             worker.agree(True)
-            return FencedStore(store, lambda: check(place, own))
+            return fenced
     if not worker.agree(False):
         raise why
     return store
+
+
+def _abort_uploads(place: Store) -> None:
+    """Those that earlier ranks 0 were killed in."""
+    try:
+        for folder in ("checkpoints", "encoder"):  # nobody but rank 0 writes there
+            place.abort_uploads(folder)
+    except StorageError as error:  # perhaps these credentials may not; nothing depends on it
+        print(f"warning: uploads of killed processes are not removed: {error}", flush=True)
 
 
 def _guard(config: Config, place: Store, checkpoint: Checkpoint | None) -> Guard:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
+
+from t2i_ray.storage.scratch import scratch
 
 ROWS = 25  # of the table
 
@@ -50,8 +50,8 @@ class Profiler:
         profile, self._profile = self._profile, None
         profile.stop()
         key = f"profile/steps_{self._first + 1:08d}_{step:08d}"
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "trace.json.gz"
+        with scratch() as folder:
+            file = folder / "trace.json.gz"
             profile.export_chrome_trace(str(file))
             self._keep(f"{key}.json.gz", file.read_bytes())
         by = "self_device_time_total" if self._gpu else "self_cpu_time_total"
