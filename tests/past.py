@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from t2i_ray import report
-from t2i_ray.tracking.server import Destination, connect
+from t2i_ray.tracking import Destination
+from t2i_ray.tracking.server import connect
 
 CAPTIONS = [
     "this flower has <b>five</b> pink petals & a brown centre",

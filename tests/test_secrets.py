@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from mlflow_server import MlflowServer
@@ -17,9 +19,10 @@ from small_configs import TINY
 
 from t2i_ray.config import load_config
 from t2i_ray.launch import worker_environment
-from t2i_ray.tracking import describe, scrub
+from t2i_ray.tracking import Destination, check_access, describe, scrub
 
-IN_URI = "planted-in-uri-70b3da"  # the password of an MLflow server's address
+# The password of an MLflow server's address. In two parts: else it is in the git diff of this file.
+IN_URI = "planted-in-" + "address-70b3da"
 APIS = ["/api/jobs/", "/api/train/v2/runs/v1", "/api/v0/actors", "/api/v0/tasks"]
 APIS += ["/api/v0/runtime_envs", "/api/cluster_status", "/nodes?view=summary"]
 
@@ -126,7 +129,9 @@ def test_what_fails_tells_no_secret(runner: Runner, mlflow_server: MlflowServer)
     ("field", "variable"),
     [
         (f"tracking.uri=http://someone:{IN_URI}@host", None),
+        (f"tracking.uri=http://{IN_URI}@host", None),
         (f"tracking.uri=postgresql://host/mlflow?user=me&password={IN_URI}", None),
+        (f"tracking.uri=mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3D{IN_URI}", None),
         (f"storage.uri=s3://key:{IN_URI}@bucket/runs", None),
         (f"storage.endpoint=http://key:{IN_URI}@host", None),
         ("tracking.uri=null", f"ftp://someone:{IN_URI}@host"),
@@ -147,14 +152,27 @@ def test_workers_are_told_where_mlflow_is_and_no_password(
 ) -> None:
     (tmp_path / "run.yaml").write_text("{name: run, train: {steps: 1}}")
     config = load_config(tmp_path / "run.yaml")
+    for name in ("USERNAME", "PASSWORD"):  # so that they are put back
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path.resolve()
     for uri, told in (
-        (f"http://someone:{IN_URI}@host:5000", "http://host:5000"),
-        ("postgresql://host/mlflow", "postgresql://host/mlflow"),
+        (f"http://someone:{IN_URI}@host:5000/a/?token={IN_URI}", "http://host:5000/a"),
+        (f"http://{IN_URI}@host", "http://host"),
+        (f"http://someone:1/{IN_URI}@host", None),
+        ("postgresql://host/mlflow", None),
         (f"postgresql://someone:{IN_URI}@host/mlflow", None),
         (f"postgresql://host/mlflow?password={IN_URI}", None),
+        (f"mssql+pyodbc:///?odbc_connect=SERVER%3Dh%3BPWD%3D{IN_URI}", None),
+        (f"mysql://db/x?user=u&pwd={IN_URI}", None),
+        ("sqlite:////db/mlflow.db", "sqlite:////db/mlflow.db"),
+        ("sqlite:///mlflow.db", f"sqlite:///{here}/mlflow.db"),
+        (f"sqlite:////db/mlflow.db?key={IN_URI}", None),
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert worker_environment(config).get("MLFLOW_TRACKING_URI") == told
+        variables = worker_environment(config)
+        assert variables.get("MLFLOW_TRACKING_URI") == told
+        assert IN_URI not in str(variables)
 
 
 def test_values_of_secret_variables_are_left_out(
@@ -171,3 +189,25 @@ def test_values_of_secret_variables_are_left_out(
     )
     assert about.texts["git.diff"] == "+token = ***\n+demo = eu-north-1\n"
     assert scrub("mysql://h/d?ssl_password=x&timeout=5") == "mysql://h/d?ssl_password=***&timeout=5"
+    assert scrub("mysql://h/d?user=me&pwd=x") == "mysql://h/d?user=me&pwd=***"
+    assert scrub("mssql:///?odbc_connect=UID%3Dme%3BPWD%3Dx") == "mssql:///?odbc_connect=***"
+    assert scrub("postgresql://me:pa/ss@h/d, http://h/a@b") == "postgresql://h/d, http://h/a@b"
+
+
+def test_a_token_is_known_in_every_form(
+    mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One from a file often ends in a newline, which http.client refuses and repeats."""
+    token = "planted&token/5c'4f\\e0"
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", f"{token}\n")
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    problem = check_access(Destination(mlflow_server.uri, "e"))
+    assert problem
+    assert "Invalid header value" in problem
+    assert "***" in problem
+    assert "planted" not in problem
+    monkeypatch.setenv("TWO_TOKEN", f"planted-first\nplanted-second of {token}\n")
+    value = os.environ["TWO_TOKEN"]
+    for text in (token, quote(token, safe=""), value, repr(value), "planted-first!"):
+        assert "planted" not in scrub(text)

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mlflow.entities import LoggedModelStatus, Metric
 from mlflow_server import MlflowServer
 from PIL import Image
 from safetensors.torch import save_file
@@ -732,10 +734,57 @@ def test_mlflow_draws_a_picture_from_a_caption(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", here.uri)
     storage = Storage(uri=str(tmp_path))
-    fetched = tracking.download_model("models:/run/1", storage)
-    assert {p.name for p in fetched.iterdir()} == {p.name for p in folder.iterdir()}
-    with pytest.raises(UserError, match="model models:/run/2: "):
-        tracking.download_model("models:/run/2", storage)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with tracking.download_model("models:/run/1", storage) as fetched:
+        assert {p.name for p in fetched.iterdir()} == {p.name for p in folder.iterdir()}
+    with (
+        pytest.raises(UserError, match="model models:/run/2: "),
+        tracking.download_model("models:/run/2", storage),
+    ):
+        pass
+    assert not list(temporary.iterdir())
+
+
+def test_a_model_is_there_once_whatever_failed_before(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    here = Destination(database, "models", f"{tmp_path}/artifacts")
+    folder = model_folder(tmp_path / "exported")
+    tracking.announce(here, about(), timeout=60)
+    client = connect(here)
+    run = find_run(client, here, "run-abc")
+    assert run is not None
+    number, run_id = run.info.experiment_id, run.info.run_id
+    client.log_batch(run_id, metrics=[Metric("val/x", 0.5, 1, 10), Metric("val/x", 0.7, 2, 20)])
+
+    def log() -> str:
+        return tracking.log_model(here, "run-abc", folder, step=10)
+
+    away = tmp_path / "artifacts/models"  # a file where folders are to be made
+    away.parent.mkdir()
+    away.write_text("")
+    for _ in range(3):
+        with pytest.raises(OSError, match=str(away)):
+            log()
+    assert not client.get_run(run_id).outputs.model_outputs
+    away.unlink()
+    # As of another process that was at it, and was killed.
+    client.create_logged_model(number, "generator", run_id, {"t2i_ray.step": "10"})
+
+    uri = log()
+    client.delete_tag(run_id, "t2i_ray.model")  # the answer to its setting was lost
+    assert log() == uri
+    (model,) = client.search_logged_models([number])
+    assert model.model_uri == uri
+    assert model.status == LoggedModelStatus.READY
+    assert model.params == run.data.params
+    assert [(metric.key, metric.value, metric.step) for metric in model.metrics] == [
+        ("val/x", 0.5, 10)
+    ]
+    (output,) = client.get_run(run_id).outputs.model_outputs
+    assert (output.model_id, output.step) == (model.model_id, 10)
+    assert tracking.log_model(here, "run-abc", folder, step=20) != uri
 
 
 def test_an_mlflow_that_answers_slowly_is_waited_for(

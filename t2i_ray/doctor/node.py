@@ -127,6 +127,12 @@ def try_mlflow(config: Config, where: str) -> Finding:
     destination = tracking.resolve(config)
     if destination is None:
         return Finding("MLflow", where, "ok", "tracking.enabled=false")
+    if destination.elsewhere:
+        return Finding(
+            "MLflow", where, "warning", "the driver's is not known here",
+            "name it in the workers' environment (MLFLOW_TRACKING_URI), or the driver sends all "
+            "at a run's end",
+        )  # fmt: skip
     parts = urlsplit(destination.uri)
     if parts.scheme.startswith("sqlite"):
         return Finding("MLflow", where, "ok", "a file in the storage")

@@ -10,6 +10,13 @@ from t2i_ray.tracking.about import (
     tag,
 )
 from t2i_ray.tracking.access import check_access, try_out
+from t2i_ray.tracking.destination import (
+    Destination,
+    absolute_uri,
+    for_workers,
+    locate,
+    resolve,
+)
 from t2i_ray.tracking.history import History, PastRun
 from t2i_ray.tracking.model import download_model, log_model
 from t2i_ray.tracking.parent import (
@@ -20,14 +27,7 @@ from t2i_ray.tracking.parent import (
     Parent,
     of_sweep,
 )
-from t2i_ray.tracking.server import (
-    Destination,
-    announce,
-    locate,
-    one_line,
-    resolve,
-    set_status,
-)
+from t2i_ray.tracking.server import announce, one_line, set_status
 from t2i_ray.tracking.tracker import Tracker, add, sync
 
 __all__ = [
@@ -44,11 +44,13 @@ __all__ = [
     "Parent",
     "PastRun",
     "Tracker",
+    "absolute_uri",
     "add",
     "announce",
     "check_access",
     "describe",
     "download_model",
+    "for_workers",
     "locate",
     "log_model",
     "of_sweep",

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -34,8 +35,11 @@ ROLLBACKS_TAG = "t2i_ray.rollbacks"  # where a run went back, and why
 REASON_TAG = "t2i_ray.reason"  # why a run failed or was stopped
 
 # Where secrets stand: in URIs, and in variables of these names, unless they are shorter.
-USER_INFO = re.compile(r"(?<=://)[^\s/'\"]*@")
-QUERY = re.compile(r"(?i)(?<=[?&])(\w*(?:password|passwd|secret|token)\w*)=[^&\s'\"]+")
+# A database's password may hold a slash.
+USER_INFO = re.compile(r"(?i)(sql[+\w]*://)[^\s/:@'\"]*:[^\s'\"]*@|(://)[^\s/'\"]*@")
+QUERY = re.compile(
+    r"(?i)(?<=[?&;])(\w*(?:pass|pwd|secret|token|api_?key|odbc_connect)\w*)=[^&\s'\"]+"
+)
 SECRET_NAME = re.compile(r"(?i)(secret|password|passwd|token|_key)$")
 SECRET_LENGTH = 8
 
@@ -165,11 +169,23 @@ def scrub(text: str) -> str:
     Those are the ``user:password@`` and the ``?password=...`` of any URI in it, and the values of
     this process's environment variables whose names end as SECRET_NAME says.
     """
-    text = QUERY.sub(r"\1=***", USER_INFO.sub("", text))
-    for name, value in os.environ.items():
-        if len(value) >= SECRET_LENGTH and value in text and SECRET_NAME.search(name):
-            text = text.replace(value, "***")
+    text = QUERY.sub(r"\1=***", without_user(text))
+    for form in sorted(_forms_of_secrets(), key=len, reverse=True):
+        text = text.replace(form, "***")
     return text
+
+
+def without_user(text: str) -> str:
+    """The text, without ``user:password@`` in any URI in it."""
+    return USER_INFO.sub(r"\1\2", text)
+
+
+def _forms_of_secrets() -> set[str]:
+    """As a message may hold them: whole, a line, in the ``repr`` of another text, in a URL."""
+    values = [value for name, value in os.environ.items() if SECRET_NAME.search(name)]
+    parts = {part.strip() for value in values for part in (value, *value.splitlines())}
+    forms = {form for part in parts for form in (part, repr(part)[1:-1], quote(part, safe=""))}
+    return {form for form in forms if len(form) >= SECRET_LENGTH}
 
 
 def environment() -> dict[str, str]:

@@ -8,7 +8,6 @@ import http.client
 import json
 import os
 import ssl
-import tempfile
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -16,8 +15,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from t2i_ray.config import UserError
+from t2i_ray.storage.scratch import scratch
 from t2i_ray.tracking.about import scrub
-from t2i_ray.tracking.server import Destination, connect, ensure_experiment
+from t2i_ray.tracking.destination import Destination
+from t2i_ray.tracking.server import connect, ensure_experiment
 
 TIMEOUT = 5.0  # seconds
 _PASSWORD = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -74,8 +75,8 @@ def try_out(destination: Destination) -> str:
     client.delete_experiment_tag(number, "t2i_ray.doctor")
     place = client.get_experiment(number).artifact_location
     artifacts = get_artifact_repository(place, tracking_uri=destination.uri)
-    with tempfile.TemporaryDirectory() as folder:
-        probe = Path(folder) / "doctor.txt"
+    with scratch() as folder:
+        probe = folder / "doctor.txt"
         probe.write_text("t2i-ray doctor looked whether artifacts can be written\n")
         artifacts.log_artifact(str(probe), "t2i_ray_doctor")
     with contextlib.suppress(Exception):  # who may write may yet not be allowed to delete

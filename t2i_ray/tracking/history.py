@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i_ray.config import UserError
+from t2i_ray.storage.scratch import scratch
 from t2i_ray.tracking.about import RUN_TAG, scrub
+from t2i_ray.tracking.destination import Destination
 from t2i_ray.tracking.parent import PARENT_TAG, SWEEP_TAG
-from t2i_ray.tracking.server import Destination, connect, one_line, search
+from t2i_ray.tracking.server import connect, one_line, search
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -166,19 +167,21 @@ class History:
 
     def read(self, run: PastRun, path: str) -> bytes | None:
         """An artifact's content; None if it can't be had."""
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch() as place:
             try:
-                return Path(self._client.download_artifacts(run.run_id, path, scratch)).read_bytes()
+                return Path(
+                    self._client.download_artifacts(run.run_id, path, str(place))
+                ).read_bytes()
             except Exception:  # likewise
                 return None
 
     def write(self, run: PastRun, folder: str, files: Mapping[str, bytes]) -> None:
         """Give a run artifacts, replacing those of the same path."""
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch() as place:
             for name, data in files.items():
-                (Path(scratch) / name).write_bytes(data)
+                (place / name).write_bytes(data)
             with self._asking():
-                self._client.log_artifacts(run.run_id, scratch, folder)
+                self._client.log_artifacts(run.run_id, str(place), folder)
 
 
 def _past(run: Run) -> PastRun:

@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING
 
 import t2i_ray
 from t2i_ray.config import Storage, Tracking, UserError
-from t2i_ray.tracking.about import scrub, tag
-from t2i_ray.tracking.server import (
-    Destination,
-    connect,
-    find_run,
-    locate,
-    one_line,
-    prepare_mlflow,
-)
+from t2i_ray.storage.scratch import scratch
+from t2i_ray.tracking.about import STEP_TAG, scrub, tag
+from t2i_ray.tracking.destination import Destination, locate
+from t2i_ray.tracking.server import connect, find_run, one_line, prepare_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
 
 MODEL_TAG = "t2i_ray.model"
 CODE = Path(__file__).with_name("pyfunc.py")
@@ -52,19 +48,21 @@ def log_model(
     if run is None:
         raise LookupError(f"no run {key} in MLflow's experiment {destination.experiment}")
     logged, _, uri = str(run.data.tags.get(MODEL_TAG, "")).partition(" ")
-    with _pointed_at(destination, run.info.experiment_id):
-        if logged != str(step):
-            uri = _log(run.info.run_id, folder, step)
-            client.set_tag(run.info.run_id, MODEL_TAG, tag(f"{step} {uri}"))
-        if register:
+    if logged != str(step):
+        uri = _log(client, run, folder, step)
+        client.set_tag(run.info.run_id, MODEL_TAG, tag(f"{step} {uri}"))
+    if register:
+        with _pointed_at(destination):
             _register(client, run.info.run_name, uri)
     return uri
 
 
-def download_model(uri: str, storage: Storage) -> Path:
+@contextlib.contextmanager
+def download_model(uri: str, storage: Storage) -> Iterator[Path]:
     """The folder that log_model was given, from ``models:/<name>/<version>`` or the like.
 
-    MLflow is looked for where MLFLOW_TRACKING_URI says, else beside a local storage.
+    It is a copy, which goes at the end of the ``with``. MLflow is looked for where
+    MLFLOW_TRACKING_URI says, else beside a local storage.
 
     Raises:
         UserError: there is no such model, or it is not one of ours.
@@ -74,64 +72,115 @@ def download_model(uri: str, storage: Storage) -> Path:
     import mlflow.artifacts
     import mlflow.models
 
-    try:
-        with _pointed_at(destination):
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-        flavor = mlflow.models.Model.load(str(folder)).flavors["python_function"]
-        return folder / str(flavor["artifacts"]["generator"]["path"])
-    except Exception as error:  # whatever MLflow or the artifacts' store may raise
-        raise UserError(
-            f"model {uri}: {one_line(error)}; give models:/<name>/<version> of a model that "
-            f"t2i-ray has logged at {scrub(destination.uri)}"
-        ) from error
+    with scratch() as place:
+        try:
+            with _pointed_at(destination):
+                folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place)))
+            flavor = mlflow.models.Model.load(str(folder)).flavors["python_function"]
+            generator = folder / str(flavor["artifacts"]["generator"]["path"])
+        except Exception as error:  # whatever MLflow or the artifacts' store may raise
+            raise UserError(
+                f"model {uri}: {one_line(error)}; give models:/<name>/<version> of a model that "
+                f"t2i-ray has logged at {scrub(destination.uri)}"
+            ) from error
+        yield generator
 
 
 @contextlib.contextmanager
-def _pointed_at(destination: Destination, experiment_id: str | None = None) -> Iterator[None]:
-    """For the calls that know only the process-wide server and experiment.
+def _pointed_at(destination: Destination) -> Iterator[None]:
+    """For the calls that know only the process-wide server.
 
-    By the environment: mlflow's own setters write to it too, and do not restore it. A logged
-    model belongs to the process's experiment, which need not be that of its run.
+    By the environment: mlflow's own setters write to it too, and do not restore it.
     """
-    changes = {"MLFLOW_TRACKING_URI": destination.uri}
-    if experiment_id:
-        changes["MLFLOW_EXPERIMENT_ID"] = experiment_id
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = destination.uri
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def _log(run_id: str, folder: Path, step: int) -> str:
+def _log(client: MlflowClient, run: Run, folder: Path, step: int) -> str:
+    """Step by step, where MLflow's own ``Model.log`` would leave a new model at every failure."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+    run_id, number = run.info.run_id, str(step)
+    model = _model_of(client, run, number)
+    model_id = model.model_id
+    if model.status != LoggedModelStatus.READY:
+        with scratch() as place:
+            _save(place / "model", folder, model)
+            client.log_model_artifacts(model_id, str(place / "model"))
+        measured = [
+            Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id)
+            for name in run.data.metrics
+            for m in client.get_metric_history(run_id, name)
+            if m.step == step and m.model_id is None
+        ]
+        client.log_batch(run_id, metrics=measured)
+        client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    outputs = client.get_run(run_id).outputs
+    if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+    return str(model.model_uri)
+
+
+def _model_of(client: MlflowClient, run: Run, step: str) -> LoggedModel:
+    """The run's model of this step: a complete one, else the oldest, which is made if need be.
+
+    Others are deleted: of two processes that made one at once, the second sees both.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    experiment, run_id = run.info.experiment_id, run.info.run_id
+
+    def models() -> list[LoggedModel]:
+        query = f"source_run_id = '{run_id}' AND tags.`{STEP_TAG}` = '{step}'"
+        return sorted(
+            client.search_logged_models([experiment], query),
+            key=lambda m: (m.status != LoggedModelStatus.READY, m.creation_timestamp, m.model_id),
+        )
+
+    found = models()
+    if not found:
+        client.create_logged_model(
+            experiment, "generator", run_id, {STEP_TAG: step}, dict(run.data.params)
+        )
+        found = models()
+    for other in found[1:]:
+        client.delete_logged_model(other.model_id)
+    return found[0]
+
+
+def _save(place: Path, folder: Path, model: LoggedModel) -> None:
     with warnings.catch_warnings():  # hints for authors of type hints and input examples
         warnings.simplefilter("ignore", UserWarning)
         import mlflow.pyfunc
         from mlflow.models import Model, ModelSignature
         from mlflow.types import ColSpec, Schema
 
-        signature = ModelSignature(
-            inputs=Schema([ColSpec("string", "caption"), ColSpec("long", "seed", required=False)]),
-            outputs=Schema([ColSpec("string", "png")]),
-        )
-        info = Model.log(
-            artifact_path=None,
-            name="generator",
-            flavor=mlflow.pyfunc,
-            run_id=run_id,
-            step=step,
+        mlflow.pyfunc.save_model(
+            str(place),
             python_model=str(CODE),
             artifacts={"generator": str(folder)},
-            signature=signature,
+            signature=ModelSignature(
+                inputs=Schema(
+                    [ColSpec("string", "caption"), ColSpec("long", "seed", required=False)]
+                ),
+                outputs=Schema([ColSpec("string", "png")]),
+            ),
             # Named, so that MLflow does not load the model to guess them.
             pip_requirements=[f"t2i-ray=={t2i_ray.__version__}"],
+            mlflow_model=Model(
+                artifact_path=model.artifact_location,
+                run_id=model.source_run_id,
+                model_uuid=model.model_id,
+                model_id=model.model_id,
+            ),
         )
-    return str(info.model_uri)
 
 
 def _register(client: MlflowClient, name: str, uri: str) -> None:

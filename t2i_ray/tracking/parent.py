@@ -10,8 +10,8 @@ import yaml
 
 from t2i_ray.runs import Status
 from t2i_ray.tracking.about import RUN_TAG, About, cut, param, scrub, tag
+from t2i_ray.tracking.destination import Destination
 from t2i_ray.tracking.server import (
-    Destination,
     ensure_run,
     persist,
     run_url,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from t2i_ray.storage import MissingKey, Store
 from t2i_ray.storage.scratch import scratch
 from t2i_ray.tracking.about import ATTEMPT_TAG, STEP_TAG, About, Dataset, cut, tag
-from t2i_ray.tracking.server import Destination, connect, ensure_run
+from t2i_ray.tracking.destination import Destination
+from t2i_ray.tracking.server import connect, ensure_run
 from t2i_ray.tracking.spool import Artifact, Spool
 
 if TYPE_CHECKING:

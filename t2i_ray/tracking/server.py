@@ -1,4 +1,4 @@
-"""MLflow's side: where it is, one run per logical run, and that run's status.
+"""MLflow's side: one run per logical run, and that run's status.
 
 mlflow is imported only when it is first met: it takes seconds.
 """
@@ -11,15 +11,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
 
-from t2i_ray.config import Config, Storage, Tracking, UserError
 from t2i_ray.runs import Status
-from t2i_ray.storage import open_store
-from t2i_ray.tracking.about import QUERY, REASON_TAG, RUN_TAG, About, scrub, tag
+from t2i_ray.tracking.about import REASON_TAG, RUN_TAG, About, scrub, tag
+from t2i_ray.tracking.destination import Destination
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,67 +30,10 @@ log = logging.getLogger(__name__)
 SETTLE_SECONDS = 0.5  # for two creators of one run to see each other
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where runs are shown. Its printed form holds no secret."""
-
-    uri: str = field(repr=False)
-    experiment: str
-    artifacts: str | None = None  # where an experiment made here keeps artifacts; None: as MLflow's
-
-
-def resolve(config: Config) -> Destination | None:
-    """Where a run is to be shown; None if tracking is off. Raises UserError as locate does."""
-    return locate(config.tracking, config.storage) if config.tracking.enabled else None
-
-
-def locate(tracking: Tracking, storage: Storage) -> Destination:
-    """Where MLflow is, by the config, the environment, or beside a local storage.
-
-    Credentials in MLFLOW_TRACKING_URI's http form go where MLflow never prints them: into
-    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of this process.
-
-    Raises:
-        UserError: no URI is given and none can be derived, or MLflow can't use it.
-    """
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    named = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
-    if tracking.uri and (urlsplit(tracking.uri).password or QUERY.search(tracking.uri)):
-        raise UserError(
-            f"tracking.uri={scrub(uri)}: a password must not stand in a config; set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
-        )
-    root = open_store(storage).uri
-    if not uri and "://" in root:
-        raise UserError(
-            f"tracking.uri=null: storage.uri={root} has no place for a database; give the "
-            "address of an MLflow server, or set MLFLOW_TRACKING_URI, or tracking.enabled=false"
-        )
-    uri = uri or f"sqlite:///{root}/mlflow.db"
-    kind = urlsplit(uri).scheme.partition("+")[0]
-    if kind in ("http", "https"):
-        return Destination(_without_credentials(uri), tracking.experiment)
-    if kind not in ("sqlite", "postgresql", "mysql", "mssql"):
-        raise UserError(
-            f"{named}={scrub(uri)}: give http://host:port, or a database such as "
-            "sqlite:////absolute/path/mlflow.db"
-        )
-    if "://" in root and storage.endpoint:  # MLflow writes artifacts to S3 itself
-        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", storage.endpoint)
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    return Destination(uri, tracking.experiment, f"{root}/mlartifacts")
-
-
-def _without_credentials(uri: str) -> str:
-    parts = urlsplit(uri)
-    for name, value in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
-        if value:
-            os.environ.setdefault(f"MLFLOW_TRACKING_{name}", unquote(value))
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
-
-
 def connect(destination: Destination) -> MlflowClient:
     """A client that has reached the server or database. Raises whatever MLflow raises."""
+    if destination.elsewhere:
+        raise RuntimeError("the driver publishes to another MLflow than this process would")
     prepare_mlflow()
     from mlflow import MlflowClient
 

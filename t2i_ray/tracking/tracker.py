@@ -16,8 +16,9 @@ from typing import Any
 
 from t2i_ray.storage import Store
 from t2i_ray.tracking.about import About
+from t2i_ray.tracking.destination import Destination
 from t2i_ray.tracking.publisher import Fenced, Publisher
-from t2i_ray.tracking.server import Destination, one_line
+from t2i_ray.tracking.server import one_line
 from t2i_ray.tracking.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ class Tracker:
     A step is the number of updates done, so the checkpoint of step N covers steps 1 to N.
 
     Args:
-        destination: where MLflow is (server.resolve); None: nothing is tracked.
+        destination: where MLflow is; None: nothing is tracked. Of one that is ``elsewhere``
+            nothing is published here: the snapshots hold it all, for the driver to send.
         about: the run and this attempt.
         store: holds the artifacts' bytes.
         snapshot: what ``snapshot`` gave for the checkpoint from which the run resumes.
@@ -56,7 +58,14 @@ class Tracker:
         # Importing mlflow takes seconds: not while the worker prepares its first step.
         self._begun = False
         self._outage: float | None = None  # when it began
+        self._sends = destination is not None and not destination.elsewhere
         if destination is None:
+            return
+        if destination.elsewhere:
+            log.warning(
+                "MLflow: %s: the driver's is not known here; it sends all when the run ends",
+                about.name,
+            )
             return
         self._publisher = Publisher(
             destination, about, store, self._spool, self._changed, owner=owner
@@ -103,12 +112,12 @@ class Tracker:
                 self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that is committed is published; whether it is.
+        """Wait until all that is committed is published; whether it is, or is the driver's to do.
 
         Given up if MLflow answers nothing for so many seconds; a slow one gets LONGEST_FLUSH times
         as many in all.
         """
-        if not self._on:
+        if not self._sends:
             return True
         began = time.monotonic()
         with self._changed:
@@ -140,7 +149,7 @@ class Tracker:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._on:
+        if self._sends:
             self._thread.join(timeout=5)
 
     # ------------------------------------------------------------------------- the thread
@@ -203,6 +212,8 @@ def sync(
     """
     if not snapshot:
         return True
+    if destination and destination.elsewhere:
+        return False
     about = About.from_json(snapshot["about"])
     spool = dict(snapshot["spool"])
     if attempt and attempt > about.attempt:  # which may have measured some steps again
@@ -237,6 +248,8 @@ def add(
     """
     if destination is None or not snapshot:
         return True
+    if destination.elsewhere:
+        return False
     about = About.from_json(snapshot["about"])
     about = replace(about, attempt=max(attempt, about.attempt))
     tracker = Tracker(destination, about, store, owner=False)
