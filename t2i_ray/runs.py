@@ -6,6 +6,8 @@ key asks rank 0 to checkpoint and leave.
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -50,6 +52,7 @@ class RunRecord(BaseModel):
     """The run as the driver knows it."""
 
     name: str
+    id: str  # see own_id
     hash: str
     identity: dict[str, Any]
     data: str
@@ -64,7 +67,7 @@ class RunRecord(BaseModel):
     @property
     def key(self) -> str:
         """The logical id by which MLflow's run is found again."""
-        return f"{self.name}-{self.hash}"
+        return f"{self.name}-{self.hash}-{self.id}"
 
     @property
     def attempt(self) -> int:
@@ -80,6 +83,18 @@ def now() -> str:
 def run_store(store: Store, name: str) -> Store:
     """The part of the storage that belongs to a run."""
     return store.within(f"runs/{name}")
+
+
+def own_id(place: Store) -> str:
+    """What tells a run or sweep from those of the same name in other storages, or deleted ones.
+
+    It is drawn once, and kept beside the record. Raises UserError if it is damaged.
+    """
+    place.create("id", secrets.token_hex(4).encode())
+    drawn = place.read("id").decode(errors="replace")
+    if not re.fullmatch("[0-9a-f]{8}", drawn):
+        raise UserError(f"{place.uri}/id: damaged; delete this one file")
+    return drawn
 
 
 def read_run(store: Store, name: str) -> RunRecord | None:
@@ -108,6 +123,27 @@ def list_runs(store: Store) -> list[RunRecord]:
     return [record for name in sorted(names) if (record := read_run(store, name))]
 
 
+def known_run(store: Store, config: Config, digest: str) -> RunRecord | None:
+    """The record of the run that is to begin or to go on, if there is one.
+
+    Args:
+        store: the storage.
+        config: the run's.
+        digest: of its data.
+
+    Raises:
+        UserError: the name is taken by a run of another identity.
+    """
+    record = read_run(store, config.name)
+    if record and record.hash != identity_hash(config, digest):
+        there, here = record.identity, {**identity_of(config), "data.digest": digest}
+        raise UserError(
+            f"name={config.name!r}: this run exists with another identity "
+            f"({_difference(there, here)}); take another name, or the old values"
+        )
+    return record
+
+
 def begin_attempt(
     store: Store, config: Config, *, data: str, digest: str, commit: str, patience: float = 0
 ) -> RunRecord:
@@ -118,20 +154,14 @@ def begin_attempt(
             it, and still is after ``patience`` seconds.
     """
     identity = {**identity_of(config), "data.digest": digest}
-    record = read_run(store, config.name)
-    if record is None:
-        record = RunRecord(
-            name=config.name,
-            hash=identity_hash(config, digest),
-            identity=identity,
-            data=data,
-            steps=config.train.steps,
-        )
-    elif record.hash != identity_hash(config, digest):
-        raise UserError(
-            f"name={config.name!r}: this run exists with another identity "
-            f"({_difference(record.identity, identity)}); take another name, or the old values"
-        )
+    record = known_run(store, config, digest) or RunRecord(
+        name=config.name,
+        id=own_id(run_store(store, config.name)),
+        hash=identity_hash(config, digest),
+        identity=identity,
+        data=data,
+        steps=config.train.steps,
+    )
     if record.status == "FINISHED":
         return record
     place = run_store(store, config.name)

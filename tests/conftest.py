@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import tempfile
@@ -24,10 +23,7 @@ LONGEST = ("test_cluster", "test_short", "test_sweep", "test_train", "test_demo"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first; what is marked slow is run on demand."""
-    for item in items:
-        if item.get_closest_marker("slow") and not os.environ.get("T2I_RAY_SLOW"):
-            item.add_marker(pytest.mark.skip("takes minutes: set T2I_RAY_SLOW=1"))
+    """Files that take minutes come first."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

@@ -31,6 +31,8 @@ PLANTED = {
     "MLFLOW_TRACKING_PASSWORD": "planted-password-2e9b64",
 }
 
+FAKE_HEAD_NODE_ID = "f" * 51 + "00000"  # Ray's name for it
+
 
 class RayNode:
     """``ray start --block`` with a home of its own, and so with a node-local cache of its own.
@@ -92,6 +94,7 @@ class RayCluster:
         nodes: logical CPUs of each further node.
         env: more variables for all nodes.
         redis: where the head keeps its state, so that it survives the head; None: in memory.
+        grows: nodes of one CPU that Ray's autoscaler may start, and ends when they have been idle.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class RayCluster:
         nodes: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
         redis: Redis | None = None,
+        grows: int = 0,
     ) -> None:
         self.folder = folder
         self.cpus = cpus
@@ -110,6 +114,7 @@ class RayCluster:
         self._wanted = nodes
         self._env = env or {}
         self._redis = redis
+        self._grows = grows
         self._added = self._heads = 0
         # Sockets lie below, whose paths must be short. One folder a node: two that share one may
         # take the same socket, and of two clusters that do, jobs may join the newer.
@@ -206,8 +211,50 @@ class RayCluster:
         if self._redis:
             env["RAY_REDIS_ADDRESS"] = f"127.0.0.1:{self._redis.port}"
             arguments += [f"--redis-password={self._redis.password}"]
+        if self._grows:
+            env |= {
+                "RAY_FAKE_CLUSTER": "1",
+                "RAY_enable_autoscaler_v2": "1",  # the other one tells nodes by their addresses
+                "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            }
+            arguments += [f"--autoscaling-config={self._autoscaling()}"]
         self.head = RayNode(self.folder, arguments, env)
         self.wait_until_jobs_api_answers()
+
+    def _autoscaling(self) -> Path:
+        """As for a cloud, but that its machines are processes on this one."""
+        path = self.folder / "autoscaling.json"
+        kinds = {
+            "ray.head.default": {
+                "node_config": {},
+                "resources": {"CPU": self.cpus},
+                "max_workers": 0,
+            },
+            "worker": {"node_config": {}, "resources": {"CPU": 1}, "max_workers": self._grows},
+        }
+        config = {
+            "cluster_name": "grows",
+            "provider": {
+                "type": "external",
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider."
+                "FakeMultiNodeProvider",
+                "gcs_address": f"127.0.0.1:{self.port}",
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "launch_multiple": True,
+            },
+            "head_node_type": "ray.head.default",
+            "available_node_types": kinds,
+            "max_workers": self._grows,
+            "idle_timeout_minutes": 0.5,
+            **{f"{when}setup_commands": [] for when in ("", "head_", "worker_")},
+            **{f"{which}_start_ray_commands": [] for which in ("head", "worker")},
+            **{key: [] for key in ("initialization_commands", "cluster_synced_files")},
+            **{key: {} for key in ("auth", "file_mounts")},
+        }
+        path.write_text(json.dumps(config))
+        return path
 
     def add_node(self, cpus: int, env: Mapping[str, str] | None = None) -> RayNode:
         """Start one more node, which joins in a few seconds."""

@@ -135,7 +135,14 @@ def config_of(folder: Path, **more: Any) -> Config:
 def record_of(attempt: int = 1, status: Any = "RUNNING") -> RunRecord:
     attempts = [Attempt(number=attempt, started="2020-01-01T00:00:00+00:00")]
     return RunRecord(
-        name="a", hash="0", identity={}, data="d", steps=60, status=status, attempts=attempts
+        name="a",
+        id="0",
+        hash="0",
+        identity={},
+        data="d",
+        steps=60,
+        status=status,
+        attempts=attempts,
     )
 
 
@@ -174,7 +181,7 @@ def test_sync_sends_what_was_measured_of_every_step(
     """Also if a later attempt, killed at once, has no checkpoint of its own."""
     tracking = {"uri": mlflow_server.uri, "experiment": "aside"}
     config, store = config_of(tmp_path, tracking=tracking), LocalStore(tmp_path)
-    spooled = Tracker(resolve(config), describe(config, key="a-0"), store)
+    spooled = Tracker(resolve(config), describe(config, key="a-0-0"), store)
     spooled.log(60, {"d_loss": 1.0})
     documents = {"config": config.model_dump(mode="json"), "tracking": spooled.snapshot(60)}
     spooled.close()
@@ -195,7 +202,7 @@ def test_sync_sends_what_was_measured_of_every_step(
     destination = resolve(config)
     assert destination
     client = connect(destination)
-    run = find_run(client, destination, "a-0")
+    run = find_run(client, destination, "a-0-0")
     assert run
     found = {
         name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]

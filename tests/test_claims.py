@@ -25,7 +25,7 @@ from t2i_ray.config import Storage, UserError, load_config
 from t2i_ray.data import prepare
 from t2i_ray.launch.settle import settle
 from t2i_ray.runs import begin_attempt, read_run, run_store
-from t2i_ray.storage import FencedStore, LocalStore, Store, open_store
+from t2i_ray.storage import FencedStore, LocalStore, StorageError, Store, open_store
 from t2i_ray.storage.s3 import _client
 from t2i_ray.tracking import describe
 from t2i_ray.train import Job, Worker, train
@@ -203,6 +203,7 @@ def test_only_the_newest_rank_0_of_the_newest_attempt_writes(place: Store) -> No
         lambda: old.delete("deeper"),
         lambda: old.within("deeper").write("x", b"2"),
         lambda: old.upload(Path(__file__), "z"),
+        lambda: old.abort_uploads("deeper"),
     ):
         with pytest.raises(Superseded, match="attempt 1 was started again"):
             write()
@@ -262,6 +263,64 @@ def test_a_run_that_is_taken_over_leaves_and_says_why(tmp_path: Path) -> None:
     found = read_run(store, "a")
     assert found
     assert found.status == "RUNNING"
+
+
+def test_what_a_killed_rank_0_was_uploading_is_aborted_by_the_next(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And nothing of another run's, or what others may be uploading to this one."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    _client.cache_clear()
+    client = _client(s3.endpoint, None)
+    storage = {"uri": f"s3://{s3.bucket}/{tmp_path.name}", "endpoint": s3.endpoint}
+    config = load_config(
+        write_config(tmp_path, "a", {**TINY, "train": {**TINY["train"], "steps": 2}}),
+        [f"storage={json.dumps(storage)}", "tracking.enabled=false"],
+    )
+    store = open_store(config.storage)
+    data = prepare(config.data, store)
+    begin_attempt(store, config, data=data, digest="d", commit="c")
+    own, others = ["a/checkpoints/step_00000001/x", "a/encoder/x"], ["b/checkpoints/x", "a/other/x"]
+    code = (
+        "import os, sys; from t2i_ray.storage.s3 import S3Store, _client\n"
+        "bucket, prefix, endpoint, key = sys.argv[1:]\n"
+        "kill = lambda **_: os.kill(os.getpid(), 9)\n"
+        "_client(endpoint, None, False).meta.events.register('before-call.s3.UploadPart', kill)\n"
+        "store = S3Store(bucket, prefix, endpoint=endpoint, region=None)\n"
+        "store.write(key, bytes(65 << 20))"
+    )
+    for key in own + others:
+        arguments = [s3.bucket, tmp_path.name, s3.endpoint, f"runs/{key}"]
+        assert subprocess.run([sys.executable, "-c", code, *arguments]).returncode == -9
+
+    def left() -> list[str]:
+        found = client.list_multipart_uploads(Bucket=s3.bucket, Prefix=f"{tmp_path.name}/")
+        return [entry["Key"].partition("/runs/")[2] for entry in found["Uploads"]]
+
+    assert sorted(left()) == sorted(own + others)
+    job = Job(config.model_dump(mode="json"), data, None, describe(config, key="a").to_json())
+    assert train(job, Worker()).status == "FINISHED"
+    assert sorted(left()) == sorted(others)
+    _client.cache_clear()
+
+
+def test_credentials_that_may_not_abort_uploads_may_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(self: LocalStore, prefix: str = "") -> None:
+        raise StorageError("AccessDenied", "AccessDenied")
+
+    monkeypatch.setattr(LocalStore, "abort_uploads", refused, raising=False)
+    config = load_config(
+        write_config(tmp_path, "a", TINY), ["train.steps=2", "tracking.enabled=false"]
+    )
+    store = open_store(config.storage)
+    data = prepare(config.data, store)
+    begin_attempt(store, config, data=data, digest="d", commit="c")
+    job = Job(config.model_dump(mode="json"), data, None, describe(config, key="a").to_json())
+    assert train(job, Worker()).status == "FINISHED"
+    assert "warning: uploads of killed processes are not removed: " in capsys.readouterr().out
 
 
 def test_this_process_is_known_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -45,11 +46,38 @@ def test_attempts_count_and_keep_their_operational_values(store: Store) -> None:
     assert list_runs(store) == [record]
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """In MLflow, which several storages share: by an id that is drawn, and outlives the record."""
+    stores = [open_store(Storage(uri=str(tmp_path / name))) for name in ("mine", "yours")]
+    keys = []
+    for store in stores:
+        begin(store, config())
+        keys.append(read_run(store, "a"))
+    mine, yours = (record.key for record in keys if record)
+    assert mine != yours
+    run_store(stores[0], "a").delete("run.json")  # as the error says that finds it damaged
+    begin(stores[0], config())
+    again = read_run(stores[0], "a")
+    assert again
+    assert again.key == mine
+    shutil.rmtree(tmp_path / "mine/runs/a")
+    begin(stores[0], config())
+    anew = read_run(stores[0], "a")
+    assert anew
+    assert anew.key not in (mine, yours)
+    run_store(stores[1], "a").delete("run.json")
+    run_store(stores[1], "a").write("id", b"' OR 1=1")
+    with pytest.raises(UserError, match="a/id: damaged; delete this one file"):
+        begin(stores[1], config())
+
+
 def test_two_drivers_that_begin_a_run_at_once_are_told_apart(tmp_path: Path) -> None:
     class Behind(LocalStore):
         """As the second one sees it: nothing there, when the first is about to write."""
 
         def read(self, key: str) -> bytes:
+            if key == "id":
+                return super().read(key)
             raise MissingKey(key)
 
         def list(self, prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 from mlflow_server import MlflowServer
+from ray_cluster import RayCluster
 from runner import Runner, finish, until
 from small_configs import TINY
 
@@ -221,7 +223,7 @@ def play(store: Store, one: Task, score: float, step: int = 60, seconds: float =
     name = one.name
     Scores(store, name).add(step, {"val/agreement/mean": score, "perf/cpu_seconds": seconds})
     record = read_run(store, name) or RunRecord(
-        name=name, hash="", identity={}, data="", steps=60, attempts=[]
+        name=name, id="", hash="", identity={}, data="", steps=60, attempts=[]
     )
     record.status = "FINISHED" if step == 60 else "RUNNING"
     write_run(store, record)
@@ -634,6 +636,26 @@ def test_trials_of_two_workers(runner: Runner) -> None:
     error = runner.run("tune", runner.config("crowd", text), code=2).strip().splitlines()[-1]
     assert "cluster.workers=5" in error
     assert not (runner.folder / "store/sweeps/crowd/answer.json").exists()
+
+
+def test_a_cluster_grows_for_a_sweep(tmp_path: Path) -> None:
+    """It begins with a head that runs nothing; Ray's autoscaler starts nodes for what waits."""
+    cluster = RayCluster(tmp_path / "ray", cpus=0, grows=2)
+    (tmp_path / "runs").mkdir()
+    runner = Runner(cluster, tmp_path / "runs")
+    text = document({"optim.lr_g": {"grid": [0.002, 0.001, 0.0005]}})
+    text["train"]["steps"] = text["evaluation"]["every"] = 600
+    text["storage"] = {"shared": True}
+    try:
+        cluster.start()
+        output = runner.run("tune", runner.config("growing", text))
+    finally:
+        cluster.stop()
+    assert "or it must grow" in output
+    assert "1 at a time, and more as the cluster grows" in output
+    goes = [runner.record(f"growing-{number:03d}-seed-0").attempts for number in range(3)]
+    spans = sorted((go.started, go.ended or "") for (go,) in goes)
+    assert any(later[0] < earlier[1] for earlier, later in itertools.pairwise(spans)), spans
 
 
 def test_a_measure_that_nobody_takes_is_refused(runner: Runner) -> None:

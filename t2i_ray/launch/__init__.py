@@ -5,7 +5,7 @@ on a wish to stop, and writes down how the run ended.
 """
 
 from t2i_ray.launch.attempt import Attempt, begin
-from t2i_ray.launch.cluster import connect, reach, shortfalls, worker_environment
+from t2i_ray.launch.cluster import at_most, connect, reach, shortfalls, worker_environment
 from t2i_ray.launch.driver import (
     make_shared_once,
     open_checked,
@@ -21,6 +21,7 @@ from t2i_ray.launch.settle import settle, sync
 __all__ = [
     "Attempt",
     "StopOnSignal",
+    "at_most",
     "begin",
     "connect",
     "fit_workers",

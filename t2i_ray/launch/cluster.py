@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from t2i_ray.config import TARGETS, Config, UserError, classes_in
 from t2i_ray.launch.joining import join, most, start_own
 from t2i_ray.storage import LocalStore, Store
-from t2i_ray.tracking import scrub
+from t2i_ray.tracking import for_workers
 
 # Ray's own defaults, made quieter and quicker; what the user has set stays.
 RAY_SETTINGS = {
@@ -86,10 +86,10 @@ def _address(config: Config) -> str:
 
 def shortfalls(config: Config) -> Iterator[tuple[str, bool]]:
     """What the cluster lacks, and whether it is in vain to wait until it has grown."""
-    have, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
-    problems = list(lacking(config, have))
-    at_most = have if _address(config) == ALONE else most(have) if problems else None
-    final = at_most is not None and any(lacking(config, at_most))
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    problems = list(lacking(config, ray.cluster_resources()))
+    limit = at_most(config) if problems else None
+    final = limit is not None and any(lacking(config, limit))
     for problem in problems:
         yield problem, final
     local = not config.storage.uri.startswith("s3://")
@@ -97,6 +97,12 @@ def shortfalls(config: Config) -> Iterator[tuple[str, bool]]:
         count = f"the cluster has {len(nodes)} nodes"
         remedy = "use s3://..., or set storage.shared=true if it is the same on every node"
         yield f"storage.uri={config.storage.uri}: a local folder, and {count}; {remedy}", True
+
+
+def at_most(config: Config) -> Mapping[str, float] | None:
+    """The most that the cluster can ever have, by resource; None if it does not say."""
+    have: dict[str, float] = ray.cluster_resources()
+    return have if _address(config) == ALONE else most(have)
 
 
 def lacking(config: Config, have: Mapping[str, float]) -> Iterator[str]:
@@ -145,12 +151,7 @@ def result(reference: Any) -> Any:
 def worker_environment(config: Config) -> dict[str, str]:
     """Variables for every worker; no secret is among them, since job metadata shows them."""
     threads = str(config.cluster.threads)
-    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith("http"):  # a worker has its own user and password, or the driver sends all
-        uri = scrub(uri)
-    if uri and uri == scrub(uri):
-        variables["MLFLOW_TRACKING_URI"] = uri
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **for_workers(config)}
     if config.storage.endpoint:
         variables |= PLAIN_CHECKSUMS
     # What the run's own config names may be imported too when its checkpoints are drawn from.

@@ -17,7 +17,7 @@ from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
 from t2i_ray.lines import lines_of
-from t2i_ray.runs import request_stop
+from t2i_ray.runs import known_run, request_stop
 from t2i_ray.storage import Store, absolute, check_writable, open_store
 
 
@@ -37,6 +37,10 @@ def _begin(config: Config, commit: str, diff: str) -> int:
     config = with_pinned_encoder(config)
     connect(config)
     data = prepare_data(config, store)
+    known = known_run(store, config, open_prepared(store, data).digest)
+    # Before there is a record: what is refused here leaves none.
+    finished = known is not None and known.status == "FINISHED"
+    encoder = None if finished else make_shared_once(config, data)
     run = begin(config, store, data, commit=commit, diff=diff)
     record = run.record
     if record.status == "FINISHED":
@@ -45,13 +49,13 @@ def _begin(config: Config, commit: str, diff: str) -> int:
             sync(store, record, config)
         return 0
     with run.lease:
-        return _train(config, store, data, run)
+        return _train(config, store, encoder, run)
 
 
-def _train(config: Config, store: Store, data: str, run: Attempt) -> int:
+def _train(config: Config, store: Store, encoder: dict[str, Any] | None, run: Attempt) -> int:
     """The attempt that was begun, to its end."""
     record = run.record
-    job = run.job(make_shared_once(config, data))
+    job = run.job(encoder)
     cluster, steps = config.cluster, config.train.steps
     print(
         f"{config.name}: attempt {record.attempt} of {record.key}, {cluster.workers} workers, "
@@ -107,6 +111,8 @@ def with_absolute_paths(config: Config) -> Config:
         names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
         document["storage"]["endpoint"] = next(filter(None, map(os.environ.get, names)), None)
     document["data"]["source"] = resolved(config.data.source).model_dump(mode="json")
+    if uri := config.tracking.uri:
+        document["tracking"]["uri"] = tracking.absolute_uri(uri, "tracking.uri")
     places = [("encoder", "init_from"), ("evaluation", "inception")]
     model = document["encoder"].get("model")
     if model and Path(model).expanduser().exists():  # else a name on the hub

@@ -13,14 +13,15 @@ from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import (
     StopOnSignal,
+    at_most,
     connect,
     open_checked,
     sync,
     with_absolute_paths,
     with_pinned_encoder,
 )
-from t2i_ray.runs import STOPPED, Status, now, read_run, write_run
-from t2i_ray.storage import FencedStore, Store
+from t2i_ray.runs import STOPPED, Status, now, own_id, read_run, write_run
+from t2i_ray.storage import FencedStore, PatientStore, Store
 from t2i_ray.sweep.answer import Answer, collect, winners
 from t2i_ray.sweep.ending import Ending
 from t2i_ray.sweep.plan import Listed, Plan, Staged
@@ -47,7 +48,9 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     with Lease(place, number.attempt):
         try:
             fenced = FencedStore(store, lambda: check(place, number))
-            return _tune(sweep, fenced, key, commit, diff)
+            # A storage that is away for a while must not end what takes days.
+            patient = PatientStore(fenced, run.cluster.timeout_s / 2)
+            return _tune(sweep, patient, key, commit, diff)
         except Superseded as why:
             print(f"{sweep.name}: {why}; nothing more is written here", flush=True)
             return 1
@@ -61,14 +64,16 @@ def _tune(sweep: Sweep, store: Store, key: str, commit: str, diff: str) -> int:
     # After connect(): Ray reads its settings from the environment when it is imported.
     from t2i_ray.sweep.tuning import concurrent
 
-    at_a_time = concurrent(sweep)
+    at_a_time = f"{concurrent(sweep)} at a time"
+    if not at_most(sweep.run):
+        at_a_time += ", and more as the cluster grows"
     make = Tasks(store, sweep, commit)
     make.prepare()
     parent = _parent(sweep, key, commit, diff)
     make.parent = parent.tags
     try:
         plan = _plan(store, sweep, make)
-        _announce(store, sweep, plan, parent, f"{at_a_time} at a time; {make.summary()}")
+        _announce(store, sweep, plan, parent, f"{at_a_time}; {make.summary()}")
         signal, reasons = _run(store, sweep, plan)
         answer = collect(store, sweep, [task.trial for task in plan.tasks], reasons)
         complete = _send_left(store, plan.tasks)
@@ -106,7 +111,7 @@ def _run(store: Store, sweep: Sweep, plan: Plan) -> tuple[int, dict[str, str]]:
     """Run the plan; the number of the signal that ended it (0: none), and why trials failed."""
     from t2i_ray.sweep.tuning import run_plan
 
-    ending, reasons = Ending(store), dict[str, str]()
+    ending, reasons = Ending(store.hurried()), dict[str, str]()
     says = "the trials save and leave; the same command goes on"
     try:
         with StopOnSignal(sweep.name, says, ending.ask) as stop:
@@ -215,7 +220,8 @@ def _remember(store: Store, sweep: Sweep) -> str:
             f"name={sweep.name!r}: a sweep of this name exists with another "
             f"{' and '.join(different)}; take another name, or the old values"
         )
-    return f"sweep-{sweep.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"sweep-{sweep.name}-{digest}-{own_id(store.within(f'sweeps/{sweep.name}'))}"
 
 
 def _release(store: Store, tasks: Iterable[Task], reasons: Mapping[str, str]) -> None:

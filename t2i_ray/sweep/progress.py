@@ -17,7 +17,7 @@ from t2i_ray.config import Sweep
 from t2i_ray.runs import STEP, read_run
 from t2i_ray.storage import Store
 from t2i_ray.sweep.plan import Plan
-from t2i_ray.tracking import SETTING_TAG
+from t2i_ray.tracking import SETTING_TAG, scrub
 from t2i_ray.train import duration
 
 SHOWN = 12  # rows of the table: those that run, and the newest of the others
@@ -95,7 +95,7 @@ class Progress(tune.Callback):  # type: ignore[misc] # no stubs
         self._fail(name_of(trial), lines[-1].strip() if lines else "no reason given")
 
     def _fail(self, name: str, reason: str) -> None:
-        self._failed[name] = reason
+        self._failed[name] = scrub(reason)
         self._end(name, "failed", self._states.get(name, ("", 0, None))[1], None)
 
     def _end(self, name: str, state: str, step: int, score: float | None) -> None:

@@ -54,7 +54,10 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def _run(task: dict[str, Any], settings: Config) -> None:
     store = open_store(settings.storage)
-    place, record = run_store(store, settings.name), read_run(store, settings.name)
+    place = run_store(store, settings.name)
+    # An outage must not use up what Tune gives to failures.
+    patiently(lambda: place.list("claims"), settings.cluster.timeout_s / 2)
+    record = read_run(store, settings.name)
     if record is None or not has_ended(record):
         place.delete(PRUNED_KEY)
         # A trial of a sweep that was killed may take a moment to be gone, or to finish.

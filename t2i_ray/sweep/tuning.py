@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 import ray
 
 from t2i_ray.config import Sweep, UserError
+from t2i_ray.launch import at_most
 from t2i_ray.runs import PRUNED_KEY, STEP, run_store
 from t2i_ray.storage import Store
+from t2i_ray.storage.scratch import scratch
 from t2i_ray.sweep.ending import Ending
 from t2i_ray.sweep.plan import Plan
 from t2i_ray.sweep.tasks import Task
@@ -41,6 +44,8 @@ class_cache.ENV_VARS_TO_PROPAGATE -= {
     name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
 }
 
+LOOK = 2.0  # seconds between two looks at what the cluster has
+
 
 def run_plan(
     sweep: Sweep, store: Store, plan: Plan, ending: Ending, reasons: dict[str, str]
@@ -52,9 +57,9 @@ def run_plan(
     """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     progress = Progress(sweep, store, plan, reasons)
-    supply = _Supply(plan, ending)
+    supply = _Supply(sweep, plan, ending)
     cluster = sweep.run.cluster
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch() as folder:
         tuner = tune.Tuner(
             tune.with_resources(Trainable, _resources(sweep)),
             tune_config=tune.TuneConfig(
@@ -63,14 +68,13 @@ def run_plan(
                 num_samples=-1,
                 search_alg=supply,
                 scheduler=_scheduler(sweep, store),
-                max_concurrent_trials=concurrent(sweep),
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.trial_id),
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
                 name=sweep.name,
-                storage_path=scratch,
+                storage_path=str(folder),
                 verbose=0,
                 stop=_Stopper(ending),
                 failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
@@ -96,20 +100,24 @@ def run_plan(
 
 
 def concurrent(sweep: Sweep) -> int:
-    """Trials at a time, by what the cluster has, and the sweep's own limit.
+    """Trials at a time, by what the cluster has now, and the sweep's own limit.
+
+    Where it can grow, it is one more: the one that waits makes it grow.
 
     Raises:
-        UserError: not even one has room.
+        UserError: not even one will ever have room.
     """
     cluster = sweep.run.cluster
-    have = ray.cluster_resources()
     kind, each = ("GPU", 1.0) if cluster.gpu else ("CPU", float(cluster.threads))
     need = each * cluster.workers / sweep.search.trials_per_gpu
-    room = int(have.get(kind, 0.0) / need)
+    have = ray.cluster_resources().get(kind, 0.0)
+    room, limit = int(have / need), at_most(sweep.run)
+    if limit is None or int(limit.get(kind, 0.0) / need) > room:
+        room += 1
     if room < 1:
         raise UserError(
             f"cluster.workers={cluster.workers}: a trial needs {need:g} {kind}s and the cluster "
-            f"has {have.get(kind, 0.0):g}; use fewer workers or threads, or a larger cluster"
+            f"has {have:g}; use fewer workers or threads, or a larger cluster"
         )
     return min(room, sweep.search.concurrent or room)
 
@@ -179,9 +187,12 @@ class _Median(_Judge, schedulers.MedianStoppingRule):  # type: ignore[misc] # no
 class _Supply(Searcher):  # type: ignore[misc] # no stubs
     """A plan as Tune wants to be given it. ``failure``: what the plan raised; it ends the sweep."""
 
-    def __init__(self, plan: Plan, ending: Ending) -> None:
+    def __init__(self, sweep: Sweep, plan: Plan, ending: Ending) -> None:
         super().__init__()
+        self._sweep = sweep
         self._plan = plan
+        self._room = 0
+        self._next_look = 0.0
         self._ending = ending
         self._tasks: dict[str, Task] = {}
         self.failure: Exception | None = None
@@ -193,6 +204,8 @@ class _Supply(Searcher):  # type: ignore[misc] # no stubs
     def suggest(self, trial_id: str) -> Any:
         if self._closed or self._plan.done:
             return Searcher.FINISHED
+        if not self._has_room():
+            return None
         try:
             task = self._plan.next()
         except Exception as error:
@@ -218,6 +231,15 @@ class _Supply(Searcher):  # type: ignore[misc] # no stubs
             self._plan.ended(task)
         except Exception as failure:
             self.failure = failure
+
+    def _has_room(self) -> bool:
+        """Whether there is room for one more; the cluster is asked now and then."""
+        if time.monotonic() >= self._next_look:
+            # Nodes that come late, or have gone for a while: no reason to give up.
+            with suppress(UserError):
+                self._room = concurrent(self._sweep)
+            self._next_look = time.monotonic() + LOOK
+        return len(self._tasks) < self._room
 
     @property
     def _closed(self) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 from chaos.run import Lost, Run
 from t2i_ray.storage import LocalStore
-from t2i_ray.tracking.server import Destination, connect
+from t2i_ray.tracking import Destination
+from t2i_ray.tracking.server import connect
 
 #: Ray's own, which outlive a run.
 STANDING = (

@@ -39,7 +39,6 @@ def twin(site: Site) -> Twin:
     return unbroken(site)
 
 
-@pytest.mark.slow
 def test_mlflow_away_at_the_start_failing_and_away_at_the_end(site: Site, twin: Twin) -> None:
     run = Run(site, "mlflow", "s3", random.Random(0))
     site.mlflow.stop()
@@ -69,7 +68,6 @@ def meets(proxy: Proxy, mood: Mood, requests: int) -> None:
         until(lambda: proxy.spoiled >= before + requests, "requests")
 
 
-@pytest.mark.slow
 def test_s3_slow_refusing_cut_off_and_gone(site: Site, twin: Twin) -> None:
     run = Run(site, "objects", "s3", random.Random(1))
     run.start()
@@ -89,7 +87,6 @@ def test_s3_slow_refusing_cut_off_and_gone(site: Site, twin: Twin) -> None:
     check(run, twin)
 
 
-@pytest.mark.slow
 def test_a_full_disk(site: Site, twin: Twin) -> None:
     if not site.disk:
         pytest.skip("may not mount a small disk")
@@ -99,7 +96,6 @@ def test_a_full_disk(site: Site, twin: Twin) -> None:
     check(run, twin)
 
 
-@pytest.mark.slow
 def test_a_node_is_lost_and_the_controller_killed(site: Site, twin: Twin) -> None:
     run = Run(site, "nodes", "folder", random.Random(3))
     FAULTS["node lost"].do(run)
