@@ -93,7 +93,7 @@ def claim_attempt(place: Store, name: str, after: int = 0, patience: float = 0) 
     Raises:
         UserError: another driver is at work, or has just begun.
     """
-    number = Number(max(_wait_for_others(place, name, patience), after) + 1)
+    number = Number(max(wait_for_others(place, name, patience), after) + 1)
     created = place.create(number.key, _encoded(Process.this()))
     if not created or newest(place).attempt > number.attempt:
         raise UserError(
@@ -104,8 +104,17 @@ def claim_attempt(place: Store, name: str, after: int = 0, patience: float = 0) 
     return number.attempt
 
 
-def _wait_for_others(place: Store, name: str, patience: float) -> int:
-    """Until no other driver is at work; the newest attempt then. Raises UserError if one is."""
+def wait_for_others(place: Store, name: str, patience: float = 0) -> int:
+    """Until no other driver is at work; the newest attempt then. Nothing is written.
+
+    Args:
+        place: the run's part of the storage.
+        name: of the run, for messages.
+        patience: seconds to wait for one that is known to be at work.
+
+    Raises:
+        UserError: one is at work.
+    """
     began, first = time.monotonic(), None
     while True:
         claim = newest(place)

@@ -52,7 +52,7 @@ class RunRecord(BaseModel):
     """The run as the driver knows it."""
 
     name: str
-    id: str  # see own_id
+    id: str = ""  # see own_id; those of before it have none
     hash: str
     identity: dict[str, Any]
     data: str
@@ -67,7 +67,7 @@ class RunRecord(BaseModel):
     @property
     def key(self) -> str:
         """The logical id by which MLflow's run is found again."""
-        return f"{self.name}-{self.hash}-{self.id}"
+        return f"{self.name}-{self.hash}-{self.id}".rstrip("-")
 
     @property
     def attempt(self) -> int:

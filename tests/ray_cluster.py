@@ -71,11 +71,11 @@ class RayNode:
     def stop(self) -> None:
         """End it; it ends what it started. What stays behind goes by its group."""
         self.process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=4)
-        except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.wait()
 
     def kill(self) -> None:
         """End all its processes, workers and jobs among them, as when a machine dies."""
@@ -296,7 +296,7 @@ class RayCluster:
             f"http://127.0.0.1:{self.dashboard_port}{path}",
             headers={"Authorization": f"Bearer {self.token}"},
         )
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 
     def wait_until_jobs_api_answers(self, seconds: float = 90) -> None:

@@ -210,7 +210,7 @@ def tls(lab: Path) -> dict[str, Any]:
     environment = f". ~/node.env; . {lab}/{HEAD}.env"
     seen: dict[str, Any] = {"seconds": {}}
     seen |= marked("TLS", on(lab, HEAD, f"{environment}; python {lab}/tls.py"))
-    plain = f". ~/node.env; timeout 30 ray status --address {HEAD}:6379"
+    plain = f". ~/node.env; timeout 10 ray status --address {HEAD}:6379"
     seen["without"] = shell(f"{ssh(lab)} root@{HEAD} {shlex.quote(plain)}", check=False)[0]
     with timed(seen, "notice"):
         seen["left"] = notice(lab)

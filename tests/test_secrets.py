@@ -8,7 +8,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 from mlflow_server import MlflowServer
@@ -130,6 +130,7 @@ def test_what_fails_tells_no_secret(runner: Runner, mlflow_server: MlflowServer)
     [
         (f"tracking.uri=http://someone:{IN_URI}@host", None),
         (f"tracking.uri=http://{IN_URI}@host", None),
+        (f"tracking.uri=http://someone:1/{IN_URI}@host", None),
         (f"tracking.uri=postgresql://host/mlflow?user=me&password={IN_URI}", None),
         (f"tracking.uri=mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3D{IN_URI}", None),
         (f"storage.uri=s3://key:{IN_URI}@bucket/runs", None),
@@ -210,4 +211,7 @@ def test_a_token_is_known_in_every_form(
     monkeypatch.setenv("TWO_TOKEN", f"planted-first\nplanted-second of {token}\n")
     value = os.environ["TWO_TOKEN"]
     for text in (token, quote(token, safe=""), value, repr(value), "planted-first!"):
+        assert "planted" not in scrub(text)
+    monkeypatch.setenv("A_KEY", odd := 'planted/third+="')
+    for text in (quote(odd), quote_plus(odd), quote(odd, safe=""), json.dumps(odd)):
         assert "planted" not in scrub(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -643,8 +642,8 @@ def test_a_cluster_grows_for_a_sweep(tmp_path: Path) -> None:
     cluster = RayCluster(tmp_path / "ray", cpus=0, grows=2)
     (tmp_path / "runs").mkdir()
     runner = Runner(cluster, tmp_path / "runs")
-    text = document({"optim.lr_g": {"grid": [0.002, 0.001, 0.0005]}})
-    text["train"]["steps"] = text["evaluation"]["every"] = 600
+    text = document({"optim.lr_g": {"grid": [0.002, 0.001]}})
+    text["train"]["steps"] = text["evaluation"]["every"] = 800
     text["storage"] = {"shared": True}
     try:
         cluster.start()
@@ -653,9 +652,9 @@ def test_a_cluster_grows_for_a_sweep(tmp_path: Path) -> None:
         cluster.stop()
     assert "or it must grow" in output
     assert "1 at a time, and more as the cluster grows" in output
-    goes = [runner.record(f"growing-{number:03d}-seed-0").attempts for number in range(3)]
-    spans = sorted((go.started, go.ended or "") for (go,) in goes)
-    assert any(later[0] < earlier[1] for earlier, later in itertools.pairwise(spans)), spans
+    goes = [runner.record(f"growing-{number:03d}-seed-0").attempts for number in range(2)]
+    (_, ended), (started, _) = sorted((go.started, go.ended or "") for (go,) in goes)
+    assert started < ended
 
 
 def test_a_measure_that_nobody_takes_is_refused(runner: Runner) -> None:

@@ -164,7 +164,7 @@ def try_dataset(config: Config, where: str, prefix: str) -> Finding:
         key = f"{prefix}/shards/{shard.name}.npy"
         try:
             path = store.fetch(key, shard.images_sha256)
-        except (MissingKey, StorageError) as error:
+        except (MissingKey, StorageError, ValueError) as error:
             if isinstance(error, StorageError) and error.code != "Damaged":
                 raise
             path = None

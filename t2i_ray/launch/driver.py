@@ -9,6 +9,7 @@ from typing import Any, Literal
 import ray
 
 from t2i_ray import tracking
+from t2i_ray.claims import wait_for_others
 from t2i_ray.config import Config, parse_config
 from t2i_ray.data import ChangedCaptions, Prepared, WrongCaptions, open_prepared, prepare, resolved
 from t2i_ray.launch.aside import Aside
@@ -17,7 +18,7 @@ from t2i_ray.launch.cluster import connect, ray_tasks, result
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
 from t2i_ray.lines import lines_of
-from t2i_ray.runs import known_run, request_stop
+from t2i_ray.runs import known_run, request_stop, run_store
 from t2i_ray.storage import Store, absolute, check_writable, open_store
 
 
@@ -40,6 +41,9 @@ def _begin(config: Config, commit: str, diff: str) -> int:
     known = known_run(store, config, open_prepared(store, data).digest)
     # Before there is a record: what is refused here leaves none.
     finished = known is not None and known.status == "FINISHED"
+    if not finished:
+        # Nor may it wait for room that another driver of this run has taken.
+        wait_for_others(run_store(store, config.name), config.name)
     encoder = None if finished else make_shared_once(config, data)
     run = begin(config, store, data, commit=commit, diff=diff)
     record = run.record

@@ -78,3 +78,7 @@ class FencedStore(Store):
     def within(self, prefix: str) -> FencedStore:
         """See Store."""
         return FencedStore(self._store.within(prefix), self._check)
+
+    def hurried(self) -> FencedStore:
+        """See Store."""
+        return FencedStore(self._store.hurried(), self._check)

@@ -74,7 +74,7 @@ class PatientStore(Store):
 
     def hurried(self) -> Store:
         """See Store."""
-        return self._store
+        return self._store.hurried()
 
     def _ask(self, action: Callable[[], T]) -> T:
         return patiently(action, self._seconds)

@@ -16,7 +16,7 @@ class Ending:
     """The wish, and how far it got.
 
     Attributes:
-        running: names of the runs at work, by Tune's id of the trial.
+        running: names of the runs at work, by Tune's id of the trial; one that waits is not.
         asked: no task is given out any more, and no plan hears that one has ended.
         overdue: the trials had their time; they may be ended where they stand.
     """

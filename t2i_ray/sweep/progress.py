@@ -16,6 +16,7 @@ from rich.text import Text
 from t2i_ray.config import Sweep
 from t2i_ray.runs import STEP, read_run
 from t2i_ray.storage import Store
+from t2i_ray.sweep.ending import Ending
 from t2i_ray.sweep.plan import Plan
 from t2i_ray.tracking import SETTING_TAG, scrub
 from t2i_ray.train import duration
@@ -29,11 +30,14 @@ class Progress(tune.Callback):  # type: ignore[misc] # no stubs
     ``failed`` gets why trials failed, by name.
     """
 
-    def __init__(self, sweep: Sweep, store: Store, plan: Plan, failed: dict[str, str]) -> None:
+    def __init__(
+        self, sweep: Sweep, store: Store, plan: Plan, failed: dict[str, str], ending: Ending
+    ) -> None:
         self._sweep = sweep
         self._store = store
         self._plan = plan
         self._failed = failed
+        self._ending = ending
         self._ended = 0
         self._best: tuple[float, str] | None = None
         self._states: dict[str, tuple[str, int, float | None]] = {}  # name: state, step, score
@@ -64,6 +68,7 @@ class Progress(tune.Callback):  # type: ignore[misc] # no stubs
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
         """A trial begins, or goes on."""
+        self._ending.running[trial.trial_id] = name_of(trial)
         self._failed.pop(name_of(trial), None)
         self._states[name_of(trial)] = ("running", 0, None)
 

@@ -26,6 +26,8 @@ from t2i_ray.sweep.tasks import Task
 # Tune is to write no files for each trial, to leave signals to us, and to print nothing.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+# How many may start at once: as many as _Supply gives out, not one after another.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # What is confirmed is not to be judged, so the metric is not told.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -56,7 +58,7 @@ def run_plan(
         Exception: what the plan raised, or Tune.
     """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    progress = Progress(sweep, store, plan, reasons)
+    progress = Progress(sweep, store, plan, reasons, ending)
     supply = _Supply(sweep, plan, ending)
     cluster = sweep.run.cluster
     with scratch() as folder:
@@ -214,7 +216,6 @@ class _Supply(Searcher):  # type: ignore[misc] # no stubs
         if task is None:
             return Searcher.FINISHED if self._plan.done else None
         self._tasks[trial_id] = task
-        self._ending.running[trial_id] = task.name
         return {"trial": task.document}
 
     def on_trial_complete(

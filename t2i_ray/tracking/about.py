@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import yaml
 
@@ -184,7 +184,14 @@ def _forms_of_secrets() -> set[str]:
     """As a message may hold them: whole, a line, in the ``repr`` of another text, in a URL."""
     values = [value for name, value in os.environ.items() if SECRET_NAME.search(name)]
     parts = {part.strip() for value in values for part in (value, *value.splitlines())}
-    forms = {form for part in parts for form in (part, repr(part)[1:-1], quote(part, safe=""))}
+    escaped = (
+        lambda text: repr(text)[1:-1],
+        lambda text: json.dumps(text)[1:-1],
+        quote,
+        quote_plus,
+        lambda text: quote(text, safe=""),
+    )
+    forms = {form for part in parts for form in (part, *(escape(part) for escape in escaped))}
     return {form for form in forms if len(form) >= SECRET_LENGTH}
 
 

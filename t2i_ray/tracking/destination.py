@@ -10,12 +10,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from t2i_ray.config import Config, Storage, Tracking, UserError
 from t2i_ray.storage import absolute, open_store
-from t2i_ray.tracking.about import scrub, without_user
+from t2i_ray.tracking.about import scrub
 
 TOLD = "T2I_RAY_MLFLOW"  # a hash of where the driver publishes to, for its workers
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 # Where a database's address says by its query which one it is.
-NAMED = re.compile(r"(?i)\b(server|host|port|database|dbname|unix_socket)=([^;&]*)")
+NAMED = re.compile(r"(?i)\b(server|host|port|database|dbname|unix_socket|service|dsn)=([^;&]*)")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _refuse_secrets(uri: str) -> None:
     secret = ":" in user if kind in DATABASES else user  # over http a name may be a token
     if "?" in uri or (secret and kind != "sqlite"):
         raise UserError(
-            f"tracking.uri={scrub(uri).partition('?')[0]}: a config holds no user and password, "
+            f"tracking.uri={kind}://...: a config holds no user and password, "  # perhaps in parts
             "and no query; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
             "MLFLOW_TRACKING_URI"
         )
@@ -151,5 +151,8 @@ def _address(uri: str) -> str:
 def _place(uri: str) -> str:
     """The same for URIs of the same place, whatever the user; from the hash nothing is learnt."""
     named = sorted(NAMED.findall(unquote(uri.partition("?")[2])))
-    place = _kind(uri), _address(without_user(uri)), named
+    address = _address(uri)
+    if _kind(uri) != "sqlite":
+        address = address.rpartition("@")[2]
+    place = _kind(uri), address, named
     return hashlib.sha256(repr(place).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from t2i_ray.families import objective_of
 from t2i_ray.family import Objective
 from t2i_ray.pretrain import Pair, Tower
 from t2i_ray.runs import run_store
-from t2i_ray.storage import FencedStore, StorageError, Store, open_store, patiently
+from t2i_ray.storage import FencedStore, MissingKey, StorageError, Store, open_store, patiently
 from t2i_ray.train.bystander import Bystander
 from t2i_ray.train.chief import Chief
 from t2i_ray.train.feed import Feed
@@ -98,7 +98,8 @@ def _abort_uploads(place: Store) -> None:
     try:
         for folder in ("checkpoints", "encoder"):  # nobody but rank 0 writes there
             place.abort_uploads(folder)
-    except StorageError as error:  # perhaps these credentials may not; nothing depends on it
+    # Perhaps these credentials may not, or the server can't: nothing depends on it.
+    except (MissingKey, StorageError) as error:
         print(f"warning: uploads of killed processes are not removed: {error}", flush=True)
 
 

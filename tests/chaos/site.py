@@ -147,7 +147,7 @@ class Site:
             cluster.nodes.remove(node)
         while len(cluster.nodes) < NODES:
             cluster.add_node(1)
-        cluster.wait_for_nodes(1 + NODES)
+        cluster.wait_for_nodes(1 + NODES, seconds=240)
 
 
 @contextlib.contextmanager
