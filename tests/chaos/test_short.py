@@ -16,12 +16,12 @@ from mlflow_server import MlflowServer
 from runner import Runner
 from servers import S3Server
 
-from chaos.faults import KILLS, full, pass_by
+from chaos.faults import FAULTS, KILLS
 from chaos.ledger import Ledger, Row, deck, table
 from chaos.play import Twin, check, unbroken
 from chaos.proxy import Mood, Proxy
 from chaos.run import Run, until
-from chaos.site import Site, site_of
+from chaos.site import STEPS, Site, site_of
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,28 @@ def twin(site: Site) -> Twin:
     return unbroken(site)
 
 
+def test_mlflow_away_at_the_start_failing_and_away_at_the_end(site: Site, twin: Twin) -> None:
+    run = Run(site, "mlflow", "s3", random.Random(0))
+    site.mlflow.stop()
+    run.start()
+    run.reach(1)
+    site.mlflow.start()
+    for step, mood in (
+        (STEPS // 4, Mood(status=429)),
+        (STEPS // 3, Mood(cut_answer=True)),
+        (STEPS // 2, Mood(status=500)),
+    ):
+        site.to_mlflow.mood = mood
+        run.reach(step)
+    site.mlflow.stop()
+    assert run.wait() == 0
+    record = run.record
+    assert record
+    assert (record.status, record.published) == ("FINISHED", False)
+    run.finish()
+    check(run, twin)
+
+
 def meets(proxy: Proxy, mood: Mood, requests: int) -> None:
     """Until the mood has held for so many."""
     before = proxy.spoiled
@@ -46,16 +68,10 @@ def meets(proxy: Proxy, mood: Mood, requests: int) -> None:
         until(lambda: proxy.spoiled >= before + requests, "requests")
 
 
-def test_services_are_away_slow_refusing_and_cut_off(site: Site, twin: Twin) -> None:
-    """MLflow at the start, in the middle and at the end; S3 in the middle."""
-    run = Run(site, "services", "s3", random.Random(0))
-    site.mlflow.stop()
+def test_s3_slow_refusing_cut_off_and_gone(site: Site, twin: Twin) -> None:
+    run = Run(site, "objects", "s3", random.Random(1))
     run.start()
     run.reach(1)
-    site.mlflow.start()
-    for mood in (Mood(status=429), Mood(cut_answer=True), Mood(status=500)):
-        site.to_mlflow.mood = mood
-        run.reach(run.step + 1)
     for mood in (
         Mood(delay=1.0),
         Mood(status=503),
@@ -66,29 +82,27 @@ def test_services_are_away_slow_refusing_and_cut_off(site: Site, twin: Twin) -> 
         run.reach(run.step + 1)
     site.s3.server.stop_gateway()
     site.s3.server.start_gateway()
-    site.mlflow.stop()
-    assert run.wait() == 0
-    record = run.record
-    assert record
-    assert (record.status, record.published) == ("FINISHED", False)
     run.finish()
+    assert run.commands == 1
     check(run, twin)
 
 
-def test_a_disk_is_full_a_node_lost_and_the_controller_killed(site: Site, twin: Twin) -> None:
-    run = Run(site, "machines", "disk" if site.disk else "folder", random.Random(2))
-    run.start()
-    run.reach(1)
-    if site.disk:
-        with full(run):
-            pass_by(run, (5, 20))
-    for name in ("node lost", "controller killed"):
-        run.reach(run.step + 1)
-        KILLS[name](run)
-    run.finish()
-    check(run, twin)
+def test_a_full_disk(site: Site, twin: Twin) -> None:
     if not site.disk:
-        pytest.skip("all but the full disk: may not mount a small disk")
+        pytest.skip("may not mount a small disk")
+    run = Run(site, "full", "disk", random.Random(2))
+    FAULTS["disk full, of the storage"].do(run)
+    run.finish()
+    check(run, twin)
+
+
+def test_a_node_is_lost_and_the_controller_killed(site: Site, twin: Twin) -> None:
+    run = Run(site, "nodes", "folder", random.Random(3))
+    FAULTS["node lost"].do(run)
+    run.reach(run.step + 1)
+    KILLS["controller killed"](run)
+    run.finish()
+    check(run, twin)
 
 
 def test_the_deck_holds_every_fault_alike() -> None:
