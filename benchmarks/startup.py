@@ -7,9 +7,8 @@ the first round warms the disk's cache and is left out. torchrun does feed and s
 (benchmarks/overhead.py). The parts of ``t2i-ray train`` are told by when its processes get their
 names, looked for every 20 ms:
 
-- driver: the command itself, until it hands over to Ray Train;
-- controller: until Ray Train's controller is up;
-- processes: until the first worker is;
+- driver: the command itself, until it hands over to Ray Train's controller, which starts meanwhile;
+- controller: until the first worker's process is up;
 - workers: their imports, process group, data, networks, and the first step.
 """
 
@@ -32,16 +31,16 @@ import ray
 from mlflow import MlflowClient
 from overhead import bare
 
-PARTS = ("driver", "controller", "processes", "workers")
-NAMES = {"controller": b"ray::TrainController", "processes": b"ray::RayTrainWorker"}
+PARTS = ("driver", "controller", "workers")
+WORKER = b"ray::RayTrainWorker"
 
 
 class Watch:
-    """When a process of each name was first seen, while it runs."""
+    """When a worker's process was first seen, while it runs."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, float] = {}
-        self._before = set(titles())
+        self.seen = 0.0
+        self._before = titles()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -49,11 +48,8 @@ class Watch:
     def _look(self) -> None:
         while not self._ended.wait(0.02):
             for pid, title in titles().items():
-                if pid in self._before:
-                    continue
-                for part, name in NAMES.items():
-                    if title.startswith(name):
-                        self.seen.setdefault(part, time.time())
+                if title.startswith(WORKER) and self._before.get(pid) != title:
+                    self.seen = self.seen or time.time()
 
     def end(self) -> None:
         self._ended.set()
@@ -95,7 +91,7 @@ def whole(config: str, overrides: list[str], nodes: Nodes, store: Path) -> dict[
         raise SystemExit(f"{command}: exit code {code}")
     watch.end()
     first = first_step(store, name)
-    moments = [start, handed_over, watch.seen["controller"], watch.seen["processes"], first]
+    moments = [start, handed_over, watch.seen, first]
     ends = zip(PARTS, moments, moments[1:], strict=False)
     return {part: end - begin for part, begin, end in ends}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from t2i_ray.config import Config, Storage, UserError, parse_config
-from t2i_ray.launch.fit import Silence
+from t2i_ray.launch.fit import Signs
 from t2i_ray.runs import (
     begin_attempt,
     is_lost,
@@ -143,7 +143,26 @@ def test_nobody_is_waited_for_if_none_gives_a_sign(
     clock = iter([10.0, 11.0, 12.0, 39.0, 42.0, 60.0, 90.0, 91.0, 100.0])
     monkeypatch.setattr("t2i_ray.launch.fit.time.monotonic", lambda: next(clock))
     store = LocalStore(tmp_path)
-    silence = Silence(store, "a")
-    assert [silence.lasts() for _ in range(5)] == [False, False, False, False, True]
+    signs = Signs(store, "a")
+    assert [signs.lacking() for _ in range(5)] == [False, False, False, False, True]
     run_store(store, "a").write_json("progress.json", {"step": 1})
-    assert [silence.lasts() for _ in range(4)] == [False, True, False, True]
+    assert [signs.lacking() for _ in range(4)] == [False, True, True, True]
+
+
+def test_the_second_new_sign_shows_that_rank_0_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([10.0, 12.0, 14.0, 16.0, 17.0, 18.0])
+    monkeypatch.setattr("t2i_ray.launch.fit.time.monotonic", lambda: next(clock))
+    store = LocalStore(tmp_path)
+    progress = run_store(store, "a")
+    progress.write_json("progress.json", {"step": 7})  # of the attempt before
+    signs = Signs(store, "a")
+    assert not signs.seen()
+    assert not signs.seen()
+    progress.write_json("progress.json", {"step": 7, "time": "now"})
+    assert not signs.seen()
+    assert not signs.seen()
+    progress.write_json("progress.json", {"step": 9})
+    assert not signs.seen()  # not looked for so soon
+    assert signs.seen()

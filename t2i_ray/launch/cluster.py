@@ -20,6 +20,7 @@ RAY_SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show each progress line twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a lost worker is noticed
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # and a node that is to go
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # ours does: launch/trainer.py
 }
 # With another number of workers it may go on at once. Ray takes a lost node for there until its
 # head has noticed (docs/scaling.md); this is how long it tries before it counts again.
@@ -31,7 +32,6 @@ OWN_CLUSTER_SETTINGS = {
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # nobody reads them without a dashboard
     "LOG_NAME_UPDATE_INTERVAL_S": "2",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that looks for nodes that are to go
 }
 # And those of one that is joined, which has a dashboard.
 JOINED_SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # for its page on training

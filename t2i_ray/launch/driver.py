@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
@@ -15,11 +15,17 @@ from t2i_ray.data import ChangedCaptions, Prepared, WrongCaptions, open_prepared
 from t2i_ray.launch.aside import Aside
 from t2i_ray.launch.attempt import Attempt, begin
 from t2i_ray.launch.cluster import connect, ray_tasks, result
+from t2i_ray.launch.controller import start_controller
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
 from t2i_ray.launch.settle import settle, sync
 from t2i_ray.lines import lines_of
 from t2i_ray.runs import known_run, request_stop, run_store
 from t2i_ray.storage import Store, absolute, check_writable, open_store
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+    from t2i_ray.launch.controller import TrainController
 
 
 def train(config: Config, *, commit: str = "unknown", diff: str = "") -> int:
@@ -44,6 +50,7 @@ def _begin(config: Config, commit: str, diff: str) -> int:
     if not finished:
         # Nor may it wait for room that another driver of this run has taken.
         wait_for_others(run_store(store, config.name), config.name)
+    controller = None if finished else start_controller()  # it takes its time
     encoder = None if finished else make_shared_once(config, data)
     run = begin(config, store, data, commit=commit, diff=diff)
     record = run.record
@@ -53,10 +60,16 @@ def _begin(config: Config, commit: str, diff: str) -> int:
             sync(store, record, config)
         return 0
     with run.lease:
-        return _train(config, store, encoder, run)
+        return _train(config, store, encoder, run, controller)
 
 
-def _train(config: Config, store: Store, encoder: dict[str, Any] | None, run: Attempt) -> int:
+def _train(
+    config: Config,
+    store: Store,
+    encoder: dict[str, Any] | None,
+    run: Attempt,
+    controller: ActorHandle[TrainController] | None,
+) -> int:
     """The attempt that was begun, to its end."""
     record = run.record
     job = run.job(encoder)
@@ -78,7 +91,8 @@ def _train(config: Config, store: Store, encoder: dict[str, Any] | None, run: At
             record.attempt,
             job,
             store,
-            meanwhile=run.announce,
+            controller=controller,
+            at_work=run.announce,
             watch=aside.look,
             stopping=lambda: stop.number > 0,
         )

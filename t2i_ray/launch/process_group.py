@@ -6,10 +6,8 @@ cores wait to do so.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from importlib import import_module
 from typing import Any
 
 import ray.train
@@ -17,8 +15,13 @@ from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.util import TrainingFramework
 
-NEEDED = ("ray.train.torch", "t2i_ray.train")  # by a worker
+from t2i_ray.launch.imports import import_all
+
+#: By a worker. DDP imports the last one, which takes as long as torch itself.
+NEEDED = ("torch.distributed", "t2i_ray.train", "torch._dynamo")
 PARTING = 30.0  # seconds that workers have to leave it, before they are ended
+
+_listening: list[Any] = []  # in rank 0's process: its store, from _listen to _join
 
 
 @dataclass
@@ -34,9 +37,12 @@ class ProcessGroup(BackendConfig):  # type: ignore[misc] # Ray's decorators hide
         return ProcessGroupBackend
 
     @property
-    def framework(self) -> TrainingFramework:
-        """For Ray's page on training."""
-        return TrainingFramework.TORCH
+    def framework(self) -> TrainingFramework | None:
+        """Not told to Ray's page on training.
+
+        Ray would send torch.__version__ to its controller, which is no str and imports torch there.
+        """
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """For Ray's page on training."""
@@ -50,8 +56,9 @@ class ProcessGroupBackend(Backend):  # type: ignore[misc] # Ray's decorators hid
 
     def on_start(self, worker_group: Any, backend_config: ProcessGroup) -> None:
         """Let all workers join, or raise what one of them raised."""
-        url = worker_group.execute_single(0, _free_url)
-        worker_group.execute(_join, url, backend_config.backend, backend_config.timeout_s)
+        found = worker_group.execute(_listen, backend_config.timeout_s)
+        place = next(place for place in found if place)
+        worker_group.execute(_join, *place, backend_config.backend, backend_config.timeout_s)
 
     def on_shutdown(self, worker_group: Any, backend_config: ProcessGroup) -> None:  # noqa: ARG002
         """Let all workers leave; one that hangs is not waited for."""
@@ -61,29 +68,37 @@ class ProcessGroupBackend(Backend):  # type: ignore[misc] # Ray's decorators hid
             print(f"a worker has not left its process group after {PARTING:.0f} s", flush=True)
 
 
-def _free_url() -> str:
-    """Where rank 0 can be met."""
-    address = ray.util.get_node_ip_address()
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as found:
-        found.bind((address, 0))
-        port = found.getsockname()[1]
-    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+def _listen(timeout_s: float) -> tuple[str, int] | None:
+    """Import what is needed, all workers at a time. Of rank 0: where it listens from now on.
+
+    A port that is only looked for may be another process's when it is wanted.
+    """
+    import_all(NEEDED)
+    if ray.train.get_context().get_world_rank() != 0:
+        return None
+    address = str(ray.util.get_node_ip_address())
+    _listening.append(_store(address, 0, timeout_s, is_master=True))
+    return address, int(_listening[-1].port)
 
 
-def _join(url: str, backend: str, timeout_s: float) -> None:
-    for name in NEEDED:
-        import_module(name)
+def _join(address: str, port: int, backend: str, timeout_s: float) -> None:
     import torch.distributed
 
     context = ray.train.get_context()
     torch.distributed.init_process_group(
         backend,
-        init_method=url,
+        store=_listening.pop() if _listening else _store(address, port, timeout_s),
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         timeout=timedelta(seconds=timeout_s),
     )
+
+
+def _store(address: str, port: int, timeout_s: float, *, is_master: bool = False) -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined] # it is documented
+
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(address, port, is_master=is_master, timeout=timeout, wait_for_workers=False)
 
 
 def _leave() -> None:
