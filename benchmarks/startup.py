@@ -5,7 +5,7 @@
 Both on a Ray cluster that runs already, in turn, data prepared and MLflow's database made before;
 the first round warms the disk's cache and is left out. torchrun does feed and step and nothing else
 (benchmarks/overhead.py). The parts of ``t2i-ray train`` are told by when its processes get their
-names, looked for every 20 ms:
+names, looked for five times a second:
 
 - driver: the command itself, until it hands over to Ray Train's controller, which starts meanwhile;
 - controller: until the first worker's process is up;
@@ -33,6 +33,7 @@ from overhead import bare
 
 PARTS = ("driver", "controller", "workers")
 WORKER = b"ray::RayTrainWorker"
+EVERY = 0.2  # seconds between two looks, each of which takes some milliseconds of a core
 
 
 class Watch:
@@ -46,7 +47,7 @@ class Watch:
         self._thread.start()
 
     def _look(self) -> None:
-        while not self._ended.wait(0.02):
+        while not self._ended.wait(EVERY):
             for pid, title in titles().items():
                 if title.startswith(WORKER) and self._before.get(pid) != title:
                     self.seen = self.seen or time.time()
