@@ -115,11 +115,16 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_driver_starts_without_torch() -> None:
-    code = (
-        "import sys, t2i_ray.launch, t2i_ray.launch.process_group, t2i_ray.launch.trainer\n"
-        "print(sorted({'torch', 'mlflow', 'transformers'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("of", "heavy"),
+    [
+        ("t2i_ray.launch", ["torch", "mlflow", "transformers", "ray.train", "pandas"]),
+        ("t2i_ray.launch.trainer", ["torch", "mlflow", "transformers"]),
+    ],
+    ids=["driver", "controller"],
+)
+def test_what_starts_before_the_workers_imports_little(of: str, heavy: list[str]) -> None:
+    code = f"import sys, {of}\nprint(sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

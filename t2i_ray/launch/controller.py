@@ -8,6 +8,7 @@ one as soon as it may, and goes on meanwhile.
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ class TrainController:
 
     def __init__(self, variables: dict[str, str]) -> None:
         os.environ |= variables
+        # What Ray says to itself, of settings that nobody here has made.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
         import_all(["t2i_ray.launch.trainer"])
 
     def fit(self, document: dict[str, Any], attempt: int, job: dict[str, Any]) -> dict[str, Any]:
