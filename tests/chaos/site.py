@@ -184,7 +184,7 @@ def site_of(folder: Path, s3: S3Server, mlflow: MlflowServer, prepared: Path) ->
         cluster.start_nodes()
         site = Site(folder, cluster, mlflow, s3, to_mlflow, to_s3, disk)
         site.prepare(prepared)  # meanwhile
-        cluster.wait_for_nodes(1 + NODES)
+        cluster.wait_for_nodes(1 + NODES, seconds=240)
         yield site
 
 
