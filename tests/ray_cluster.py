@@ -277,7 +277,8 @@ class RayCluster:
         deadline = time.monotonic() + seconds
         while len(alive := self.alive()) != count:
             if time.monotonic() > deadline:
-                printed = "\n".join(node.printed for node in self.nodes)
+                all_nodes = [node for node in (self.head, *self.nodes) if node]
+                printed = "\n".join(node.printed for node in all_nodes)
                 raise RuntimeError(f"alive: {alive}, not {count} nodes: {printed}")
             time.sleep(0.3)
 
