@@ -96,6 +96,13 @@ class Pipeline:
         """Words of a caption that the encoder does not know, and why to refuse it, if at all."""
         return unknown_words(self._encoder, caption)[0], refusal(self._encoder, caption)
 
+    def warning(self, caption: str) -> str:
+        """What of a caption the picture can't show, in a line; empty if the encoder reads all."""
+        unknown, why = self.check(caption)
+        words = ", ".join(dict.fromkeys(unknown))
+        what = f"{len(unknown)} unknown to this model's text encoder: {words}"
+        return "; ".join(filter(None, [why, what if unknown else ""]))
+
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Captions to codes [n, dim]."""
         rows = self._encoder.rows(captions)

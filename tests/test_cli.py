@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from ray_cluster import BIN
-from runner import Runner
+from runner import Runner, until
 from servers import S3Server
 from small_configs import write_config
 
@@ -222,6 +223,28 @@ def test_prepare_takes_every_field_of_data(tmp_path: Path) -> None:
     settings = [*sizes, "flip=false", "shard_size=40", "max_rejected=0", "wrong=hard"]
     prepare_source("synthetic-flowers", settings, str(tmp_path), None)
     assert len([*tmp_path.glob("data/synthetic-flowers-*/shards/*.npy")]) == 2
+
+
+def test_a_prepare_that_was_killed_goes_on(tmp_path: Path) -> None:
+    """The shards that were whole stay as they are, and what comes of it is the same."""
+    command = ["prepare", "synthetic-flowers", "images=1200", "image_size=16", "load_size=18"]
+    arguments = [sys.executable, "-m", "t2i_ray", *command, "shard_size=40", "-s", str(tmp_path)]
+
+    def whole() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/*/shards/*.json")}
+
+    with subprocess.Popen(arguments) as process:
+        until(lambda: len(whole()) >= 3)
+        process.kill()
+    kept = whole()
+    assert 3 <= len(kept) < 30
+    assert not [*tmp_path.glob("data/*/manifest.json")]
+    output = t2i(*arguments[3:], cwd=tmp_path).stdout
+    assert kept.items() <= whole().items()
+    assert len(whole()) == 30
+    again = t2i(*command, "-s", str(tmp_path / "unbroken"), cwd=tmp_path).stdout
+    digest = re.findall("digest ([0-9a-f]{16})", output)
+    assert digest == re.findall("digest ([0-9a-f]{16})", again) != []
 
 
 def test_prepare_a_folder_and_train_on_it(runner: Runner, tmp_path: Path) -> None:

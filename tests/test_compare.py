@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -366,6 +369,45 @@ def test_the_page_loads_nothing_and_runs_nothing(confirmed: Comparison) -> None:
     assert "Losses do not rank models" in page.text
     for published in ("0.1273", "0.9893", "0.4807", "1.4696", "5.8187", "0.7353"):
         assert published in page.text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# What a browser made of the page beside it: of each picture its width, and whether all fits.
+FRAME = """<iframe src="report.html" width="1200" height="900"></iframe><pre></pre><script>
+onload = () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const shown = {
+    title: page.title,
+    widths: [...page.images].map((image) => image.naturalWidth),
+    fits: page.documentElement.scrollWidth <= page.documentElement.clientWidth,
+  };
+  document.querySelector("pre").textContent = JSON.stringify(shown);
+};
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_page(confirmed: Comparison, tmp_path: Path) -> None:
+    html = confirmed.html()
+    (tmp_path / "report.html").write_text(html)
+    (tmp_path / "frame.html").write_text(FRAME)
+    flags = [
+        "--headless",
+        "--no-sandbox",  # which root can't have
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
+    command = [str(CHROMIUM), *flags, (tmp_path / "frame.html").as_uri()]
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in browser.stderr, browser.stderr  # nothing was refused, nothing failed
+    shown = json.loads(browser.stdout.partition("<pre>")[2].partition("</pre>")[0])
+    assert f"<title>{shown['title']}</title>" in html
+    assert len(shown["widths"]) == len(confirmed.pictures())
+    assert min(shown["widths"]) > 300
+    assert shown["fits"]
 
 
 def test_markdown_shows_names_as_they_are(confirmed: Comparison) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_models import CAPTIONS, codes
+from small_models import CAPTIONS, codes, small_models
+from test_pretrained_encoders import run, run_config
 from torch import nn
 
 from t2i_ray.config import CharCnnRnn, EncoderConfig, Recurrent, UserError, parse_config
 from t2i_ray.encoders import build_encoder, load_encoder
 from t2i_ray.encoders.char_cnn_rnn import ALPHABET
+from t2i_ray.generate import Pipeline
 
 SIZES = {"vocabulary": 64, "embedding_dim": 8, "hidden_dim": 12, "dim": 10, "max_tokens": 20}
 KINDS: dict[str, tuple[type[nn.RNNBase], bool]] = {
@@ -204,3 +208,38 @@ def test_sections_that_make_no_sense(encoder: dict[str, object], says: list[str]
     assert "\n" not in str(caught.value)
     for part in says:
         assert part in str(caught.value)
+
+
+# ------------------------------------------------------------------------------ in a GAN
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return small_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("train", ["tuned", "frozen"])
+@pytest.mark.parametrize("kind", ["xlnet", "bert", "gpt2"])
+def test_a_gan_trains_with_pretrained_models(
+    kind: str, train: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    check_short_run(tmp_path, {"kind": kind, "model": str(folders[kind]), "train": train})
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "char_cnn_rnn"])
+def test_a_gan_trains_with_every_kind(kind: str, tmp_path: Path) -> None:
+    sizes = {"channels": [8, 6, 4], "dim": 5} if kind == "char_cnn_rnn" else SIZES
+    check_short_run(tmp_path, {"kind": kind, **sizes})
+
+
+def check_short_run(folder: Path, encoder: dict[str, Any]) -> None:
+    """It learns on drawn flowers, the encoder as well unless it is frozen, and draws."""
+    checkpoint = run(run_config(folder, "short", encoder))
+    history = checkpoint.tensors["history"]
+    assert all(history[loss].isfinite().all() for loss in ("g_loss", "d_loss"))
+    assert len(history["g_loss"]) == 4
+    trained, average = checkpoint.tensors.get("encoder"), checkpoint.tensors["encoder_ema"]
+    assert (trained is None) == (encoder.get("train") == "frozen")
+    assert trained is None or any(not torch.equal(t, average[n]) for n, t in trained.items())
+    pictures = Pipeline.from_checkpoint(checkpoint).images(["a red flower", "petals"], [0, 0])
+    assert (pictures[0] != pictures[1]).any()

@@ -9,13 +9,14 @@ import tarfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import layouts
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import show_sources
 from layouts import LAYOUTS, Layout, Row
 from PIL import Image
 from scipy.io import savemat
@@ -115,6 +116,18 @@ def test_keys_may_be_read_backwards(tmp_path: Path, name: str) -> None:
     source = opened(layout.source)
     for key in [*reversed(source.keys), *source.keys[::3]]:
         assert accept(source.read(key), 16).captions == layout.rows[key][2]
+
+
+def test_every_kind_of_source_is_in_the_docs_picture(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    every = list(show_sources.sources(tmp_path))
+    sections = get_args(get_args(config.Source)[0])
+    kinds = [section.model_fields["kind"].default for section in sections]
+    assert [source.kind for source in every] == kinds
+    store = LocalStore(tmp_path / "out")
+    # Preparing all emoji takes long.
+    found = [show_sources.shown(source, store) for source in every if source.kind != "emoji"]
+    assert show_sources.drawn(found).startswith(b"\x89PNG")
 
 
 def opened(source: config.Source) -> Source:

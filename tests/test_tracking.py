@@ -710,8 +710,9 @@ def test_mlflow_draws_a_picture_from_a_caption(
     uri = tracking.log_model(here, "run-abc", folder, step=10, register=True)
     assert tracking.log_model(here, "run-abc", folder, step=10, register=True) == uri
 
-    captions = ["a red flower", "a blue flower"]
-    question = {"columns": ["caption", "seed"], "data": [[captions[0], 3], [captions[1], 4]]}
+    captions = ["a red flower", "a blue zebra", "қызыл гүл"]
+    rows = [[caption, 3 + i] for i, caption in enumerate(captions)]
+    question = {"columns": ["caption", "seed"], "data": rows}
     (tmp_path / "input.json").write_text(json.dumps({"dataframe_split": question}))
     command = [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local"]
     command += ["-m", "models:/run/1", "-t", "json"]
@@ -726,10 +727,15 @@ def test_mlflow_draws_a_picture_from_a_caption(
     assert done.returncode == 0, done.stderr
     answer = json.loads((tmp_path / "output.json").read_text())["predictions"]
     pictures = [Image.open(io.BytesIO(base64.b64decode(row["png"]))) for row in answer]
-    assert [picture.format for picture in pictures] == ["PNG", "PNG"]
+    assert [picture.format for picture in pictures] == ["PNG"] * 3
+    assert [row["warning"] for row in answer] == [
+        "",
+        "1 unknown to this model's text encoder: zebra",
+        "the encoder knows none of its 2 words; 2 unknown to this model's text encoder: қызыл, гүл",
+    ]
     drawn = np.stack([np.asarray(picture) for picture in pictures])
-    expected = Pipeline.from_folder(folder).images(captions, [3, 4])
-    assert drawn.shape == (2, 16, 16, 3)
+    expected = Pipeline.from_folder(folder).images(captions, [3, 4, 5])
+    assert drawn.shape == (3, 16, 16, 3)
     assert np.abs(drawn.astype(int) - expected).max() <= 1
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", here.uri)

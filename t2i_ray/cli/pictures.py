@@ -88,13 +88,11 @@ def _check_readable(pipeline: Pipeline, captions: list[str], force: bool) -> Non
     """
     refused = []
     for caption in dict.fromkeys(captions):
-        unknown, refusal = pipeline.check(caption)
+        _, refusal = pipeline.check(caption)
         if refusal and not force:
             refused.append(f"caption {caption!r}: {refusal}")
-        elif unknown:
-            words = ", ".join(dict.fromkeys(unknown))
-            what = f"{len(unknown)} unknown to this model's text encoder: {words}"
-            print(f"warning: caption {caption!r}: {what}", file=sys.stderr)
+        elif warning := pipeline.warning(caption):
+            print(f"warning: caption {caption!r}: {warning}", file=sys.stderr)
     if refused:
         more = f" (and {len(refused) - 1} more captions like it)" if len(refused) > 1 else ""
         raise UserError(

@@ -170,7 +170,7 @@ def _save(place: Path, folder: Path, model: LoggedModel) -> None:
                 inputs=Schema(
                     [ColSpec("string", "caption"), ColSpec("long", "seed", required=False)]
                 ),
-                outputs=Schema([ColSpec("string", "png")]),
+                outputs=Schema([ColSpec("string", "png"), ColSpec("string", "warning")]),
             ),
             # Named, so that MLflow does not load the model to guess them.
             pip_requirements=[f"t2i-ray=={t2i_ray.__version__}"],

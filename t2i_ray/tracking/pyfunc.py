@@ -18,7 +18,7 @@ from t2i_ray.generate import Pipeline
 
 
 class CaptionToPicture(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Columns ``caption`` and, if given, ``seed`` -> column ``png``, base64."""
+    """Columns ``caption`` and, if given, ``seed`` -> columns ``png``, base64, and ``warning``."""
 
     def load_context(self, context: Any) -> None:
         """Load the generator and the text encoder from the folder logged with the model."""
@@ -32,7 +32,8 @@ class CaptionToPicture(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             column = model_input["seed"]
             seeds = [i if pd.isna(seed) else int(seed) for i, seed in enumerate(column)]
         images = self.pipeline.images(captions, seeds)  # uint8 [n, height, width, 3]
-        return pd.DataFrame({"png": [_base64_png(image) for image in images]})
+        warnings = [self.pipeline.warning(caption) for caption in captions]
+        return pd.DataFrame({"png": [_base64_png(image) for image in images], "warning": warnings})
 
 
 def _base64_png(image: Any) -> str:
