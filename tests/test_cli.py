@@ -220,9 +220,9 @@ def test_a_measure_is_the_same_while_training_and_afterwards(runner: Runner, unb
 
 def test_prepare_takes_every_field_of_data(tmp_path: Path) -> None:
     sizes = ["images=64", "image_size=16", "load_size=18"]
-    settings = [*sizes, "flip=false", "shard_size=40", "max_rejected=0", "wrong=hard"]
+    settings = [*sizes, "flip=false", "shard_size=80", "max_rejected=0", "wrong=hard"]
     prepare_source("synthetic-flowers", settings, str(tmp_path), None)
-    assert len([*tmp_path.glob("data/synthetic-flowers-*/shards/*.npy")]) == 2
+    assert len([*tmp_path.glob("data/synthetic-flowers-*/shards/*.npy")]) == 1
 
 
 def test_a_prepare_that_was_killed_goes_on(tmp_path: Path) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from t2i_ray.config import Data, Storage, UserError, require_allowed, validate
+from t2i_ray.config import Cluster, Data, Storage, UserError, require_allowed, validate
 from t2i_ray.runs import RunRecord, is_lost, last_seen, list_runs, read_progress, read_run
 from t2i_ray.storage import Store, absolute, check_writable, open_store
 
@@ -89,7 +89,8 @@ def look_at_all(config: Path, overrides: list[str], timeout: float) -> int:
 
 
 def prepare_source(kind: str, settings: list[str], storage: str, endpoint: str | None) -> None:
-    """Prepare a source in this process and say where it lies."""
+    """Prepare a source, as Ray tasks if it has several shards, and say where it lies."""
+    from t2i_ray import launch
     from t2i_ray.data import open_prepared, prepare
 
     source: dict[str, object] = {"kind": kind}
@@ -102,7 +103,23 @@ def prepare_source(kind: str, settings: list[str], storage: str, endpoint: str |
     place = Storage(uri=storage, endpoint=endpoint)
     store = open_store(place)
     check_writable(store)
-    prefix = prepare(validate(Data, data), store, reach=place, progress=print)
+
+    def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterable[Any]:
+        if len(tasks) < 2:  # no cluster need be started for one
+            return map(function, tasks)
+        launch.reach(Cluster(), place)
+        if launch.lacks_shared_folder(place):
+            print("here, one after another: the cluster's nodes do not share a local folder")
+            return map(function, tasks)
+        return launch.ray_tasks(function, tasks)
+
+    prefix = prepare(
+        validate(Data, data),
+        store,
+        reach=place,
+        run_tasks=run_tasks,
+        progress=launch.tell_prepared,
+    )
     prepared = open_prepared(store, prefix)
     table = Table("split", "pictures", title=f"{store.uri}/{prefix}")
     for split in ("train", "val", "test"):

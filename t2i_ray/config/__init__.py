@@ -18,7 +18,7 @@ from t2i_ray.config.measures import (
     larger_is_better,
     names_taken,
 )
-from t2i_ray.config.operation import Storage, Tracking
+from t2i_ray.config.operation import Cluster, Storage, Tracking
 from t2i_ray.config.reading import (
     UserError,
     json_schema,
@@ -58,6 +58,7 @@ __all__ = [
     "TARGETS",
     "WHILE_TRAINING",
     "CharCnnRnn",
+    "Cluster",
     "Coco",
     "Config",
     "Cub200",

@@ -5,11 +5,20 @@ on a wish to stop, and writes down how the run ended.
 """
 
 from t2i_ray.launch.attempt import Attempt, begin
-from t2i_ray.launch.cluster import at_most, connect, reach, shortfalls, worker_environment
+from t2i_ray.launch.cluster import (
+    at_most,
+    connect,
+    lacks_shared_folder,
+    ray_tasks,
+    reach,
+    shortfalls,
+    worker_environment,
+)
 from t2i_ray.launch.driver import (
     make_shared_once,
     open_checked,
     prepare_data,
+    tell_prepared,
     train,
     with_absolute_paths,
     with_pinned_encoder,
@@ -25,14 +34,17 @@ __all__ = [
     "begin",
     "connect",
     "fit_workers",
+    "lacks_shared_folder",
     "make_shared_once",
     "open_checked",
     "prepare_data",
+    "ray_tasks",
     "reach",
     "refuses_strangers",
     "settle",
     "shortfalls",
     "sync",
+    "tell_prepared",
     "train",
     "with_absolute_paths",
     "with_pinned_encoder",

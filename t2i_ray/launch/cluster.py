@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from t2i_ray.config import TARGETS, Config, UserError, classes_in
+from t2i_ray.config import TARGETS, Cluster, Config, Storage, UserError, classes_in
 from t2i_ray.launch.joining import join, most, start_own
 from t2i_ray.storage import LocalStore, Store
 from t2i_ray.tracking import for_workers
@@ -52,20 +52,20 @@ def connect(config: Config) -> None:
         UserError: the cluster can't be joined, can't ever have enough, or does not share the
             storage.
     """
-    reach(config)
+    reach(config.cluster, config.storage)
     for problem, final in shortfalls(config):
         if final:
             raise UserError(problem)
         print(f"warning: {problem}; or it must grow", flush=True)
 
 
-def reach(config: Config) -> None:
+def reach(cluster: Cluster, storage: Storage) -> None:
     """Join the cluster, or start one on this machine. Raises UserError: it can't be joined."""
-    address = _address(config)
+    address = _address(cluster)
     alone = address == ALONE
     settings = RAY_SETTINGS | (OWN_CLUSTER_SETTINGS if alone else JOINED_SETTINGS)
-    settings |= ELASTIC_SETTINGS if config.cluster.min_workers else {}
-    settings |= PLAIN_CHECKSUMS if config.storage.endpoint else {}
+    settings |= ELASTIC_SETTINGS if cluster.min_workers else {}
+    settings |= PLAIN_CHECKSUMS if storage.endpoint else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
@@ -79,30 +79,34 @@ def reach(config: Config) -> None:
         join(address)
 
 
-def _address(config: Config) -> str:
+def _address(cluster: Cluster) -> str:
     # Said outright: left to itself, Ray goes on looking for a cluster that once ran here.
-    return config.cluster.address or os.environ.get("RAY_ADDRESS") or ALONE
+    return cluster.address or os.environ.get("RAY_ADDRESS") or ALONE
 
 
 def shortfalls(config: Config) -> Iterator[tuple[str, bool]]:
     """What the cluster lacks, and whether it is in vain to wait until it has grown."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     problems = list(lacking(config, ray.cluster_resources()))
     limit = at_most(config) if problems else None
     final = limit is not None and any(lacking(config, limit))
     for problem in problems:
         yield problem, final
-    local = not config.storage.uri.startswith("s3://")
-    if local and len(nodes) > 1 and not config.storage.shared:
-        count = f"the cluster has {len(nodes)} nodes"
+    if lacks_shared_folder(config.storage):
         remedy = "use s3://..., or set storage.shared=true if it is the same on every node"
-        yield f"storage.uri={config.storage.uri}: a local folder, and {count}; {remedy}", True
+        what = "a local folder, and the cluster has several nodes"
+        yield f"storage.uri={config.storage.uri}: {what}; {remedy}", True
+
+
+def lacks_shared_folder(storage: Storage) -> bool:
+    """Whether the cluster we are on has several nodes, and these not the same storage."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return len(alive) > 1 and not storage.shared and not storage.uri.startswith("s3://")
 
 
 def at_most(config: Config) -> Mapping[str, float] | None:
     """The most that the cluster can ever have, by resource; None if it does not say."""
     have: dict[str, float] = ray.cluster_resources()
-    return have if _address(config) == ALONE else most(have)
+    return have if _address(config.cluster) == ALONE else most(have)
 
 
 def lacking(config: Config, have: Mapping[str, float]) -> Iterator[str]:

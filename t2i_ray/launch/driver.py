@@ -167,14 +167,17 @@ def prepare_data(config: Config, store: Store) -> str:
     Raises:
         UserError: it can't be had, or has no wrong captions of the kind ``data.wrong``.
     """
-
-    def tell(done: int, total: int) -> None:
-        print(f"prepared {done} of {total} pictures", flush=True)
-
-    data = prepare(config.data, store, reach=config.storage, run_tasks=ray_tasks, progress=tell)
+    data = prepare(
+        config.data, store, reach=config.storage, run_tasks=ray_tasks, progress=tell_prepared
+    )
     if config.data.wrong != "other_class":
         print(_lacking_wrong(config.data.wrong, open_prepared(store, data)), flush=True)
     return data
+
+
+def tell_prepared(done: int, total: int) -> None:
+    """Say how far it is."""
+    print(f"prepared {done} of {total} pictures", flush=True)
 
 
 def _lacking_wrong(kind: Literal["same_class", "hard", "one_word"], prepared: Prepared) -> str:
