@@ -494,6 +494,7 @@ def test_files_are_written_whole_and_logged(
     some = [run.run_id for run in confirmed.runs][:2]
     assert not log_to_parent(compare(some, past.uri))  # two trials are not the sweep
     (sweep,) = confirmed.sweeps
+    assert compare([sweep.run_id], past.uri).title == sweep.name  # as its driver asks for it
     logged = confirmed.history.files(sweep, "compare")
     assert {"compare/report.html", "compare/report.md", "compare/cost.png"} <= set(logged)
     assert confirmed.history.read(sweep, "compare/report.html") == confirmed.html().encode()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from t2i_ray.config import load_sweep
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KUBERNETES = sorted((REPOSITORY / "cluster" / "kuberay").glob("*.yaml"))
@@ -100,6 +103,18 @@ def test_kuberay_has_token_redis_and_autoscaler() -> None:
     spot, other = cluster["workerGroupSpecs"]
     assert spot["priority"] > other["priority"]
     assert {spot["minReplicas"], other["minReplicas"]} == {0}
+
+
+def test_the_rayjob_is_a_sweep_that_asks_for_what_the_workers_have() -> None:
+    """Without the GPUs it would train on the CPUs of machines that are paid for theirs."""
+    found = {document["kind"]: document.get("spec", {}) for _, document in documents()}
+    program, command, file, *overrides = shlex.split(found["RayJob"]["entrypoint"])
+    assert (program, command) == ("t2i-ray", "tune")
+    path = REPOSITORY / Path(file).relative_to("/opt/t2i_ray")
+    assert load_sweep(str(path), overrides).run.cluster.gpu
+    for group in found["RayCluster"]["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
 @pytest.mark.parametrize(("where", "pod"), list(pods()), ids=[where for where, _ in pods()])

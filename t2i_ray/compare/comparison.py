@@ -240,7 +240,9 @@ def compare(names: Sequence[str], tracking_uri: str, metric: str | None = None) 
         )
     else:
         metric = searched.pop() if searched else DEFAULT
-    return Comparison(", ".join(dict.fromkeys(names)), metric, runs, sweeps, history)
+    known = {run.run_id: run.name for run in (*sweeps, *runs)}  # a sweep's driver gives its id
+    title = ", ".join(dict.fromkeys(known.get(name, name) for name in names))
+    return Comparison(title, metric, runs, sweeps, history)
 
 
 def _check(metric: str, runs: Sequence[PastRun]) -> None:
