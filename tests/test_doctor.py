@@ -21,6 +21,7 @@ import certifi
 import pytest
 from conftest import running
 from mlflow_server import MlflowServer
+from ray_cluster import RayCluster
 from rich.console import Console
 from runner import Runner, finish
 from servers import S3Server
@@ -173,6 +174,26 @@ def test_a_cluster_that_can_not_be_used_ends_it_in_one_line(runner: Runner, sile
     assert f"MLflow at http://{silent} does not answer" in warnings[0]
     assert "training goes on" in warnings[0]
     assert not list((runner.folder / "store/runs").glob("unwanted-*"))
+
+
+def test_a_cluster_that_asks_for_no_token(tmp_path: Path) -> None:
+    """Whoever joins it is told; doctor says that it fails."""
+    off = {"RAY_AUTH_MODE": "disabled"}
+    (tmp_path / "runs").mkdir()
+    cluster = RayCluster(tmp_path / "ray", cpus=1, env=off)
+    try:
+        cluster.start()
+        runner = Runner(cluster, tmp_path / "runs")
+        output = runner.train("unguarded", "cluster.gpu=true", code=2, env=off)
+        (line,) = [line for line in output.splitlines() if line.startswith("warning: ")]
+        assert "the cluster asks for no token" in line
+        assert "RAY_AUTH_MODE=token" in line
+        output = runner.run("doctor", runner.config("open"), "--timeout", "100", code=1, env=off)
+        head, node = found(output, "token", "failed")
+        assert "answers without one" in head
+        assert "whoever reaches it runs any code" in node
+    finally:
+        cluster.stop()
 
 
 def test_an_address_without_a_cluster(silent: str, mlflow_server: MlflowServer) -> None:

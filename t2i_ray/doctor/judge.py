@@ -10,16 +10,11 @@ from t2i_ray.config import Config
 from t2i_ray.doctor.finding import DRIVER, Finding
 from t2i_ray.doctor.node import About, Disk
 from t2i_ray.doctor.nodes import Place
-from t2i_ray.launch import shortfalls
+from t2i_ray.launch import START_WITH_TOKEN, shortfalls
 
 GB = 1e9
 ROOM, FULL = 1.0, 0.95  # GB under which nothing works; share from which Ray makes no objects
 SKEW, LOST = 2.0, 60.0  # seconds between clocks that mislead, and that break things
-
-START_WITH_TOKEN = (
-    "stop the cluster; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH on every node and here "
-    "('ray get-auth-token --generate' makes one); start it again"
-)
 
 
 def resources(config: Config, places: list[Place]) -> Iterator[Finding]:

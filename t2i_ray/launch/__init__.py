@@ -24,10 +24,11 @@ from t2i_ray.launch.driver import (
     with_pinned_encoder,
 )
 from t2i_ray.launch.fit import StopOnSignal, fit_workers
-from t2i_ray.launch.joining import refuses_strangers
+from t2i_ray.launch.joining import START_WITH_TOKEN, refuses_strangers
 from t2i_ray.launch.settle import settle, sync
 
 __all__ = [
+    "START_WITH_TOKEN",
     "Attempt",
     "StopOnSignal",
     "at_most",

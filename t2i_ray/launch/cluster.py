@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from t2i_ray.config import TARGETS, Cluster, Config, Storage, UserError, classes_in
-from t2i_ray.launch.joining import join, most, start_own
+from t2i_ray.launch.joining import START_WITH_TOKEN, join, most, refuses_strangers, start_own
 from t2i_ray.storage import LocalStore, Store
 from t2i_ray.tracking import for_workers
 
@@ -53,6 +53,9 @@ def connect(config: Config) -> None:
             storage.
     """
     reach(config.cluster, config.storage)
+    if _address(config.cluster) != ALONE and refuses_strangers() is False:
+        open_to_all = "the cluster asks for no token: whoever reaches its head runs any code there"
+        print(f"warning: {open_to_all}; {START_WITH_TOKEN}", flush=True)
     for problem, final in shortfalls(config):
         if final:
             raise UserError(problem)

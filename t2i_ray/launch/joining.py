@@ -23,6 +23,10 @@ from t2i_ray.config import UserError
 TIMEOUT = 6.0  # seconds for an answer
 TOKEN = "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH (a file)"
 MODE = "RAY_AUTH_MODE=token"
+START_WITH_TOKEN = (
+    "stop the cluster; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH on every node and here "
+    "('ray get-auth-token --generate' makes one); start it again"
+)
 
 
 def join(address: str, *, timeout: float = TIMEOUT) -> None:

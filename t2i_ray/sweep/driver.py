@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from t2i_ray import tracking
-from t2i_ray.claims import Lease, Number, Superseded, check, claim_attempt
+from t2i_ray.claims import Lease, Number, Superseded, check, claim_attempt, wait_for_others
 from t2i_ray.compare import report_sweep
 from t2i_ray.config import Sweep, UserError, identity_of
 from t2i_ray.launch import (
@@ -42,33 +42,36 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     sweep = sweep.model_copy(update={"run": with_pinned_encoder(run)})
     if sweep.search.method == "tpe":
         load_optuna()
-    key = _remember(store, sweep)
+    # A storage that is away for a while must not end what takes days.
+    patience = run.cluster.timeout_s / 2
     place = store.within(f"sweeps/{sweep.name}")
+    # Before there is a record: what is refused here leaves none, and the name is still free.
+    _known(store, sweep)
+    wait_for_others(place, sweep.name)
+    connect(sweep.run)
+    make = Tasks(PatientStore(store, patience), sweep, commit)
+    make.prepare()
+    key = _remember(store, sweep)
     number = Number(claim_attempt(place, sweep.name))
     with Lease(place, number.attempt):
         try:
             fenced = FencedStore(store, lambda: check(place, number))
-            # A storage that is away for a while must not end what takes days.
-            patient = PatientStore(fenced, run.cluster.timeout_s / 2)
-            return _tune(sweep, patient, key, commit, diff)
+            return _tune(sweep, PatientStore(fenced, patience), make, key, commit, diff)
         except Superseded as why:
             print(f"{sweep.name}: {why}; nothing more is written here", flush=True)
             return 1
 
 
-def _tune(sweep: Sweep, store: Store, key: str, commit: str, diff: str) -> int:
+def _tune(sweep: Sweep, store: Store, make: Tasks, key: str, commit: str, diff: str) -> int:
     """What this driver alone is at work on, to its end."""
     whole = {**sweep.run.model_dump(mode="json"), **sweep.model_dump(mode="json", exclude={"run"})}
     store.write_json(f"sweeps/{sweep.name}/config.json", whole)
-    connect(sweep.run)
     # After connect(): Ray reads its settings from the environment when it is imported.
     from t2i_ray.sweep.tuning import concurrent
 
     at_a_time = f"{concurrent(sweep)} at a time"
     if not at_most(sweep.run):
         at_a_time += ", and more as the cluster grows"
-    make = Tasks(store, sweep, commit)
-    make.prepare()
     parent = _parent(sweep, key, commit, diff)
     make.parent = parent.tags
     try:
@@ -196,13 +199,8 @@ def _winners(store: Store, sweep: Sweep, searched: list[Trial]) -> list[Setting]
     return [settings[label] for label in labels]
 
 
-def _remember(store: Store, sweep: Sweep) -> str:
-    """Write the sweep down at its first start; the id by which MLflow's run is found again.
-
-    Raises:
-        UserError: another sweep has its name.
-    """
-    place = f"sweeps/{sweep.name}/sweep.json"
+def _known(store: Store, sweep: Sweep) -> str:
+    """What makes a sweep this one, as JSON. Raises UserError: another one has its name."""
     document = sweep.model_dump(mode="json", include={"space", "search"})
     for free in ("concurrent", "trials_per_gpu"):
         document["search"].pop(free)
@@ -210,18 +208,29 @@ def _remember(store: Store, sweep: Sweep) -> str:
     document["evaluation"] = sweep.run.evaluation.model_dump(mode="json")
     document["data.source"] = sweep.run.data.source.model_dump(mode="json")
     text = json.dumps(document, sort_keys=True)
-    before = store.read_json(place)
-    if before is None:
-        before = json.loads(text)
-        store.write_json(place, before)
-    different = [part for part in document if before.get(part) != json.loads(text)[part]]
+    ours = json.loads(text)
+    before = store.read_json(f"sweeps/{sweep.name}/sweep.json", ours)
+    different = [part for part in document if before.get(part) != ours[part]]
     if different:
         raise UserError(
             f"name={sweep.name!r}: a sweep of this name exists with another "
             f"{' and '.join(different)}; take another name, or the old values"
         )
+    return text
+
+
+def _remember(store: Store, sweep: Sweep) -> str:
+    """Write the sweep down at its first start; the id by which MLflow's run is found again.
+
+    Raises:
+        UserError: another sweep has its name.
+    """
+    text = _known(store, sweep)
+    place = f"sweeps/{sweep.name}"
+    if not store.exists(f"{place}/sweep.json"):
+        store.write_json(f"{place}/sweep.json", json.loads(text))
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"sweep-{sweep.name}-{digest}-{own_id(store.within(f'sweeps/{sweep.name}'))}"
+    return f"sweep-{sweep.name}-{digest}-{own_id(store.within(place))}"
 
 
 def _release(store: Store, tasks: Iterable[Task], reasons: Mapping[str, str]) -> None:
