@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
+import sys
 import time
 from itertools import cycle
 from pathlib import Path
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=100, help="steps between two faults")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends the servers
     if not given.file.exists():
         found = soak(given.prepared, given.steps, range(given.every, given.steps, given.every))
         given.file.write_text(json.dumps(found) + "\n")
