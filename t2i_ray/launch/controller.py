@@ -17,7 +17,6 @@ from ray.actor import ActorHandle
 from t2i_ray.config import parse_config
 from t2i_ray.launch.cluster import PLAIN_CHECKSUMS
 from t2i_ray.launch.imports import import_all
-from t2i_ray.storage import open_store
 
 
 class TrainController:
@@ -33,13 +32,16 @@ class TrainController:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
         import_all(["t2i_ray.launch.trainer"])
 
-    def fit(self, document: dict[str, Any], attempt: int, job: dict[str, Any]) -> dict[str, Any]:
+    def fit(
+        self, document: dict[str, Any], attempt: int, job: dict[str, Any], variables: dict[str, str]
+    ) -> dict[str, Any]:
         """Run the workers of an attempt at the run of this config; how it ended.
 
         Args:
             document: the config.
             attempt: its number.
             job: what every worker is given.
+            variables: environment of the workers, as the driver has it for them.
         """
         from ray.train import TrainingFailedError
 
@@ -47,7 +49,7 @@ class TrainController:
 
         config = parse_config(document)
         try:
-            trainer = trainer_of(config, attempt, job, open_store(config.storage))
+            trainer = trainer_of(config, attempt, job, variables)
             ending: dict[str, Any] = trainer.fit().return_value
         except TrainingFailedError as error:
             return {"status": "FAILED", "reason": _reason(error)}

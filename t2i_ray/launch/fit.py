@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from t2i_ray.config import Config
+from t2i_ray.launch.cluster import worker_environment
 from t2i_ray.launch.controller import start_controller
 from t2i_ray.runs import read_progress
 from t2i_ray.storage import StorageError, Store
@@ -50,7 +51,8 @@ def fit_workers(
         stopping: whether they were asked to, so that nobody is waited for if none is at work.
     """
     controller = controller or start_controller()
-    reference = controller.fit.remote(config.model_dump(mode="json"), attempt, job)
+    variables = worker_environment(config)
+    reference = controller.fit.remote(config.model_dump(mode="json"), attempt, job, variables)
     signs, told = Signs(store, config.name), False
     try:
         while not ray.wait([reference], timeout=0.2)[0]:

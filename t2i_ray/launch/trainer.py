@@ -14,11 +14,11 @@ from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from t2i_ray.config import Config
-from t2i_ray.launch.cluster import ray_storage, worker_environment
+from t2i_ray.launch.cluster import ray_storage
 from t2i_ray.launch.elastic import Room
 from t2i_ray.launch.process_group import ProcessGroup
 from t2i_ray.launch.work import work
-from t2i_ray.storage import Store
+from t2i_ray.storage import open_store
 
 # By name, so that a Ray that renames them merely starts them again.
 UNUSED = {
@@ -89,14 +89,16 @@ class LeanTrainer(DataParallelTrainer):  # type: ignore[misc] # Ray's decorators
         return controller.get_result()
 
 
-def trainer_of(config: Config, attempt: int, job: dict[str, Any], store: Store) -> LeanTrainer:
+def trainer_of(
+    config: Config, attempt: int, job: dict[str, Any], variables: dict[str, str]
+) -> LeanTrainer:
     """Ray Train's, as the config has it."""
     cluster = config.cluster
     # A worker that stands still: its peers' collectives end, or those with Ray, or the controller
     # no longer waits for its answer.
     for watch_over in ("COLLECTIVE", "WORKER_HEALTH_CHECK"):
         os.environ.setdefault(f"RAY_TRAIN_{watch_over}_TIMEOUT_S", str(cluster.timeout_s))
-    path, filesystem = ray_storage(config, store)
+    path, filesystem = ray_storage(config, open_store(config.storage))
     return LeanTrainer(
         work,
         aside=config.aside,
@@ -115,7 +117,7 @@ def trainer_of(config: Config, attempt: int, job: dict[str, Any], store: Store) 
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env={"env_vars": worker_environment(config)},
+            worker_runtime_env={"env_vars": variables},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
