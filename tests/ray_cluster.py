@@ -55,13 +55,14 @@ class RayNode:
             "--min-worker-port=0", "--max-worker-port=0",  # any: other clusters may run here
             f"--object-store-memory={256 * 2**20}",
         ]  # fmt: skip
-        with (folder / "ray.out").open("ab") as out:
+        self._command, self._env = command, {**env, "HOME": str(self.home)}
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again; what it printed before is gone."""
+        with (self.folder / "ray.out").open("wb") as out:
             self.process = subprocess.Popen(
-                command,
-                stdout=out,
-                stderr=out,
-                env={**env, "HOME": str(self.home)},
-                start_new_session=True,
+                self._command, stdout=out, stderr=out, env=self._env, start_new_session=True
             )
 
     @property
@@ -272,10 +273,16 @@ class RayCluster:
         self.nodes.append(node)
         return node
 
-    def wait_for_nodes(self, count: int, seconds: float = 60) -> None:
-        """Until so many nodes are alive, the head among them."""
+    def wait_for_nodes(self, count: int, seconds: float = 120) -> None:
+        """Until so many nodes are alive, the head among them.
+
+        Ray gives a node that starts 30 s, which a busy machine may lack: it is started again then.
+        """
         deadline = time.monotonic() + seconds
         while len(alive := self.alive()) != count:
+            for node in self.nodes:
+                if node.process.poll() is not None and "timed out during startup" in node.printed:
+                    node.start()
             if time.monotonic() > deadline:
                 all_nodes = [node for node in (self.head, *self.nodes) if node]
                 printed = "\n".join(node.printed for node in all_nodes)
@@ -301,12 +308,14 @@ class RayCluster:
             return json.load(answer)
 
     def wait_until_jobs_api_answers(self, seconds: float = 90) -> None:
-        """Until jobs can be submitted."""
+        """Until jobs can be submitted, to a head that has come so far that it stays."""
         deadline = time.monotonic() + seconds
         while True:
             try:
                 self.get("/api/jobs/")
-                return
+                if self.alive():
+                    return
+                raise OSError("no node yet")
             except (OSError, ValueError):
                 if time.monotonic() > deadline or self.process.poll() is not None:
                     log = (self.folder / "ray.out").read_text(errors="replace")[-2000:]
