@@ -248,7 +248,7 @@ class RayCluster:
             "head_node_type": "ray.head.default",
             "available_node_types": kinds,
             "max_workers": self._grows,
-            "idle_timeout_minutes": 0.5,
+            "idle_timeout_minutes": 2,  # a busy machine may take one to start a worker on a node
             **{f"{when}setup_commands": [] for when in ("", "head_", "worker_")},
             **{f"{which}_start_ray_commands": [] for which in ("head", "worker")},
             **{key: [] for key in ("initialization_commands", "cluster_synced_files")},
