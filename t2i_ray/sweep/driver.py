@@ -49,6 +49,7 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     _known(store, sweep)
     wait_for_others(place, sweep.name)
     connect(sweep.run)
+    at_a_time = _at_a_time(sweep)
     make = Tasks(PatientStore(store, patience), sweep, commit)
     make.prepare()
     key = _remember(store, sweep)
@@ -56,23 +57,17 @@ def tune(sweep: Sweep, *, commit: str = "unknown", diff: str = "") -> int:
     with Lease(place, number.attempt):
         try:
             fenced = FencedStore(store, lambda: check(place, number))
-            return _tune(sweep, PatientStore(fenced, patience), make, key, commit, diff)
+            parent = _parent(sweep, key, commit, diff)
+            return _tune(sweep, PatientStore(fenced, patience), make, parent, at_a_time)
         except Superseded as why:
             print(f"{sweep.name}: {why}; nothing more is written here", flush=True)
             return 1
 
 
-def _tune(sweep: Sweep, store: Store, make: Tasks, key: str, commit: str, diff: str) -> int:
+def _tune(sweep: Sweep, store: Store, make: Tasks, parent: tracking.Parent, at_a_time: str) -> int:
     """What this driver alone is at work on, to its end."""
     whole = {**sweep.run.model_dump(mode="json"), **sweep.model_dump(mode="json", exclude={"run"})}
     store.write_json(f"sweeps/{sweep.name}/config.json", whole)
-    # After connect(): Ray reads its settings from the environment when it is imported.
-    from t2i_ray.sweep.tuning import concurrent
-
-    at_a_time = f"{concurrent(sweep)} at a time"
-    if not at_most(sweep.run):
-        at_a_time += ", and more as the cluster grows"
-    parent = _parent(sweep, key, commit, diff)
     make.parent = parent.tags
     try:
         plan = _plan(store, sweep, make)
@@ -89,6 +84,15 @@ def _tune(sweep: Sweep, store: Store, make: Tasks, key: str, commit: str, diff: 
     if signal:
         return 128 + signal
     return 0 if answer.best else 1
+
+
+def _at_a_time(sweep: Sweep) -> str:
+    """How many trials the cluster has room for, as it is."""
+    # After connect(): Ray reads its settings from the environment when it is imported.
+    from t2i_ray.sweep.tuning import concurrent
+
+    more = "" if at_most(sweep.run) else ", and more as the cluster grows"
+    return f"{concurrent(sweep)} at a time{more}"
 
 
 def _announce(store: Store, sweep: Sweep, plan: Plan, parent: tracking.Parent, more: str) -> None:
