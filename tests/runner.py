@@ -136,7 +136,7 @@ class Runner:
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """Wait for a command and check its exit code."""
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=450)
     except subprocess.TimeoutExpired:
         process.kill()
         raise AssertionError(f"still running:\n{process.communicate()[0]}") from None
