@@ -144,7 +144,10 @@ class RayCluster:
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # or SIGTERM would wait for actors
-            "RAY_metrics_report_interval_ms": "1000",
+            # Nothing here wants its helpers at their usual pace, a tenth of a core each.
+            "REPORTER_UPDATE_INTERVAL_MS": "30000",
+            "LOG_NAME_UPDATE_INTERVAL_S": "2",
+            "RAY_worker_niceness": "0",  # else whatever else runs here pushes workers aside
             # It would look for training's controllers in any cluster of this machine.
             "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
             **PLANTED,

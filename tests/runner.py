@@ -122,6 +122,12 @@ class Runner:
             if not key.startswith(("perf/", "test/"))  # test: measured afterwards
         }
 
+    def rank_0(self, name: str) -> int:
+        """The process that last gave a sign of training."""
+        return int(
+            json.loads((self.folder / f"store/runs/{name}/progress.json").read_text())["pid"]
+        )
+
     def wait_for_checkpoint(self, name: str, step: int) -> None:
         """Until the checkpoint of this step, or a later one, is durable."""
         folder = self.folder / f"store/runs/{name}/checkpoints"
@@ -136,7 +142,7 @@ class Runner:
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """Wait for a command and check its exit code."""
     try:
-        output, _ = process.communicate(timeout=450)
+        output, _ = process.communicate(timeout=900)
     except subprocess.TimeoutExpired:
         process.kill()
         raise AssertionError(f"still running:\n{process.communicate()[0]}") from None
@@ -144,7 +150,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def until(ready: Callable[[], bool], seconds: float = 120) -> None:
+def until(ready: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, "waited too long"

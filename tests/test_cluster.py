@@ -65,7 +65,7 @@ class Site:
             [str(BIN / "ray"), "job", *arguments],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             env=self.cluster.job_env,
             cwd=self.folder,
         )
@@ -212,7 +212,7 @@ def write(site: Site, name: str, document: dict[str, Any]) -> str:
     return path.name
 
 
-def until(ready: Callable[[], bool], seconds: float = 180) -> None:
+def until(ready: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, "waited too long"

@@ -27,7 +27,7 @@ def resources(config: Config, places: list[Place]) -> Iterator[Finding]:
         yield Finding("resources", DRIVER, "failed" if final else "warning", found, remedy + more)
     if not short:
         have, cluster = ray.cluster_resources(), config.cluster
-        each = "a GPU" if cluster.gpu else f"{cluster.threads} CPUs"
+        each = "a GPU" if cluster.gpu else f"{cluster.threads} CPU{'s' * (cluster.threads > 1)}"
         to = f" to {cluster.workers}" if cluster.min_workers else ""
         yield Finding(
             "resources", DRIVER, "ok",

@@ -18,12 +18,13 @@ from servers import missing_programs
 from chaos.facts import left_behind
 from chaos.faults import FAULTS, possible
 from chaos.ledger import Ledger, Row, deck, table
-from chaos.play import Twin, forget, play, unbroken
+from chaos.play import HAND, Twin, deal, forget, places, play, unbroken
 from chaos.run import Lost, Run
-from chaos.site import KEPT, Site, own_site
+from chaos.site import KEPT, STEPS, Site, own_site
 from t2i_ray.storage import StorageError
 
 LEDGER = KEPT / "ledger.jsonl"
+WHOLE = STEPS // 2 * HAND  # of a run
 COMMIT = subprocess.run(
     ["git", "describe", "--always", "--dirty"],
     cwd=Path(__file__).parent,
@@ -66,43 +67,48 @@ def todo(ledger: Ledger, given: argparse.Namespace) -> list[int]:
 
 def sitting(there: Site, ledger: Ledger, seed: int, faults: list[str]) -> None:
     """Play what is left, until it is done or the site is beyond repair."""
-    twin = unbroken(there)
-    twin.seconds = unbroken(there, "warm").seconds  # a site's first takes longer than any other
-    print(f"unbroken: {twin.seconds:.0f} s", flush=True)
+    unbroken(there, "warm", WHOLE)  # a site's first takes longer than any other
+    twin = unbroken(there, steps=WHOLE)
+    print(f"unbroken: {twin.start:.0f} s to its second checkpoint, {twin.pace:.1f} s for two more")
     done = {row.round for row in ledger.of(seed)}
-    for number, name in enumerate(faults):
-        if number in done:
+    first = 0
+    for hand in deal(faults):
+        rounds = range(first, first + len(hand))
+        first = rounds.stop
+        if done.issuperset(rounds):
             continue
-        rng = random.Random(f"{seed}-{number}")
-        where = rng.choice([at for at in FAULTS[name].places if at in there.places])
-        run = Run(there, f"round-{number}", where, rng)
-        lost, problem = attempt(twin, name, run)
+        rng = random.Random(f"{seed}-{rounds.start}")
+        where = rng.choice([place for place in places(hand) if place in there.places])
+        run = Run(there, f"round-{rounds.start}", where, rng, WHOLE)
+        met, problem = attempt(twin, hand, run)
         sound = not problem or is_sound(run)
-        folder = ledger.path.parent / f"failed-{seed}-{number}"
+        folder = ledger.path.parent / f"failed-{seed}-{rounds.start}"
         if problem:
             keep(run, folder)
         else:
             forget(run)
-        ledger.add(
-            Row(
-                seed, number, name, where, run.step, COMMIT, not problem, run.commands,
-                round(lost, 1), problem, str(folder) if problem else "",
-            )
-        )  # fmt: skip
-        came = problem or f"recovered, {lost:+.0f} s, {run.commands} commands"
-        print(f"round {number}: {name} ({where}, step {run.step}): {came}", flush=True)
+        for number, name, (step, lost) in zip(rounds, hand, met, strict=True):
+            ledger.add(
+                Row(
+                    seed, number, name, where, step, COMMIT, not problem, run.commands,
+                    round(lost, 1), problem, str(folder) if problem else "",
+                )
+            )  # fmt: skip
+            came = problem or f"recovered, {lost:+.0f} s"
+            print(f"round {number}: {name} ({where}, step {step}): {came}", flush=True)
         if not sound:
             return  # what is left must not befall the next one
 
 
-def attempt(twin: Twin, name: str, run: Run) -> tuple[float, str]:
-    """Play a round; the seconds that were lost, and what went wrong."""
+def attempt(twin: Twin, hand: list[str], run: Run) -> tuple[list[tuple[int, float]], str]:
+    """Play a hand; of each fault its step and what it cost; and what went wrong."""
+    nothing = [(0, 0.0) for _ in hand]
     try:
-        return play(twin, name, run), ""
+        return play(twin, hand, run), ""
     except Lost as why:
-        return 0.0, str(why)
+        return nothing, str(why)
     except Exception:  # perhaps the suite's own fault: it counts until it is understood
-        return 0.0, traceback.format_exc()
+        return nothing, traceback.format_exc()
 
 
 def is_sound(run: Run) -> bool:

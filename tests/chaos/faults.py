@@ -1,4 +1,4 @@
-"""What can go wrong, each as what is done to a run: started here, finished by whoever calls."""
+"""What can go wrong, each as what is done to a run; whoever calls sees to it that it recovers."""
 
 from __future__ import annotations
 
@@ -8,31 +8,43 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from disk import BALLAST, fill
 
 from chaos.proxy import Mood, Proxy
 from chaos.run import CONTROLLER, Lost, Run, until
-from chaos.site import STEPS, Site
+from chaos.site import Site
 
 Deed = Callable[[Run], None]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A name, what is done, and where the run is stored, one of these at random."""
+    """What is done to a run.
+
+    Args:
+        name: of it.
+        do: it.
+        places: where the run may be stored.
+        at: what it befalls: a run that it starts itself; one that is at work, which may be any; or
+            its end, after which nothing can befall it.
+    """
 
     name: str
     do: Deed
     places: tuple[str, ...]
+    at: Literal["start", "any", "end"]
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, *places: str) -> Callable[[Deed], Deed]:
+def fault(
+    name: str, *places: str, at: Literal["start", "any", "end"] = "any"
+) -> Callable[[Deed], Deed]:
     def note(do: Deed) -> Deed:
-        FAULTS[name] = Fault(name, do, places or ("s3", "folder"))
+        FAULTS[name] = Fault(name, do, places or ("s3", "folder"), at)
         return do
 
     return note
@@ -60,7 +72,6 @@ KILLS: dict[str, Deed] = {
 
 def killing(kill: Deed) -> Deed:
     def do(run: Run) -> None:
-        run.start()
         run.reach()
         kill(run)
 
@@ -73,7 +84,6 @@ for name, kill in KILLS.items():
 
 @fault("rank 0 killed twice")
 def rank_0_killed_twice(run: Run) -> None:
-    run.start()
     run.reach()
     first = run.rank_0
     run.kill(first)
@@ -82,21 +92,21 @@ def rank_0_killed_twice(run: Run) -> None:
     run.kill(run.rank_0)
 
 
-@fault("driver killed at its start")
+@fault("driver killed at its start", at="start")
 def driver_killed_early(run: Run) -> None:
     run.start()
     time.sleep(run.rng.uniform(0, 15))
     run.kill(run.driver.pid)
 
 
-@fault("worker hangs (SIGSTOP)")
+@fault("worker hangs (SIGSTOP)", at="start")
 def worker_hangs(run: Run) -> None:
     run.start("cluster.timeout_s=10")
     run.reach()
     run.kill(run.workers[0], signal.SIGSTOP)
 
 
-@fault("rank 0 hangs (SIGSTOP)")
+@fault("rank 0 hangs (SIGSTOP)", at="start")
 def rank_0_hangs(run: Run) -> None:
     run.start("cluster.timeout_s=10")
     run.reach()
@@ -105,7 +115,6 @@ def rank_0_hangs(run: Run) -> None:
 
 @fault("head lost (its state in Redis)")
 def head_lost(run: Run) -> None:
-    run.start()
     run.reach()
     head = run.site.cluster.head
     assert head
@@ -114,7 +123,7 @@ def head_lost(run: Run) -> None:
     run.site.cluster.start_head()
 
 
-@fault("two drivers at once")
+@fault("two drivers at once", at="start")
 def two_drivers(run: Run) -> None:
     drivers = [run.start(), run.start()]
     until(lambda: any(d.poll() is not None for d in drivers), "one of two drivers to be refused")
@@ -124,9 +133,13 @@ def two_drivers(run: Run) -> None:
 
 @fault("second driver while one is at work")
 def second_driver(run: Run) -> None:
-    run.start()
-    run.reach(run.rng.randrange(STEPS // 3))
-    if (code := run.wait(run.start())) != 2:
+    """The first stands still meanwhile, so that it can't be done before the second has looked."""
+    run.reach()
+    first = run.driver
+    run.kill(first.pid, signal.SIGSTOP)
+    code = run.wait(run.start())
+    run.kill(first.pid, signal.SIGCONT)
+    if code != 2:
         raise Lost(f"the second driver was not refused, exit code {code}")
 
 
@@ -135,11 +148,10 @@ def second_driver(run: Run) -> None:
 
 def damaged(run: Run, harm: Callable[[Run, str], None]) -> None:
     """Kill the driver, and harm its newest checkpoint."""
-    run.start()
-    run.reach(run.rng.randrange(1, STEPS * 3 // 4))
+    run.reach()
     run.kill(run.driver.pid)
     run.until_workers_are_gone()
-    harm(run, f"checkpoints/step_{max(run.checkpoints.steps()):08d}")
+    harm(run, f"checkpoints/step_{run.durable:08d}")
 
 
 @fault("newest checkpoint truncated")
@@ -185,7 +197,6 @@ def pass_by(run: Run, seconds: tuple[float, float]) -> None:
 
 def spoil(run: Run, proxy: Proxy, mood: Mood, seconds: tuple[float, float] = (3, 15)) -> None:
     """A server behaves so from some step on, for some time."""
-    run.start()
     run.reach()
     with proxy.being(mood):
         pass_by(run, seconds)
@@ -193,14 +204,13 @@ def spoil(run: Run, proxy: Proxy, mood: Mood, seconds: tuple[float, float] = (3,
 
 @fault("MLflow killed and brought back")
 def mlflow_killed(run: Run) -> None:
-    run.start()
     run.reach()
     run.site.mlflow.stop()
     time.sleep(run.rng.uniform(0, 10))
     run.site.mlflow.start()
 
 
-@fault("MLflow away at the start")
+@fault("MLflow away at the start", at="start")
 def mlflow_away_at_start(run: Run) -> None:
     run.site.mlflow.stop()
     run.start()
@@ -208,12 +218,10 @@ def mlflow_away_at_start(run: Run) -> None:
     run.site.mlflow.start()
 
 
-@fault("MLflow away at the end")
+@fault("MLflow away at the end", at="end")
 def mlflow_away_at_end(run: Run) -> None:
-    run.start()
-    run.reach(STEPS // 2)
+    run.reach()
     run.site.mlflow.stop()
-    run.wait()
 
 
 @fault("MLflow answers 500")
@@ -243,7 +251,6 @@ def mlflow_cut(run: Run) -> None:
 
 @fault("S3 killed and brought back", "s3")
 def s3_killed(run: Run) -> None:
-    run.start()
     run.reach()
     run.site.s3.server.stop_gateway()
     time.sleep(run.rng.uniform(0, 10))
@@ -273,7 +280,6 @@ def s3_answer_cut(run: Run) -> None:
 
 @fault("S3 refuses while rank 0 is killed", "s3")
 def s3_refuses_at_restart(run: Run) -> None:
-    run.start()
     run.reach()
     with run.site.to_s3.being(Mood(status=503)):
         run.kill(run.rank_0)
@@ -285,7 +291,6 @@ def s3_refuses_at_restart(run: Run) -> None:
 
 @fault("disk full, of the storage", "disk")
 def disk_full(run: Run) -> None:
-    run.start()
     run.reach()
     with full(run):
         pass_by(run, (5, 20))
@@ -293,14 +298,13 @@ def disk_full(run: Run) -> None:
 
 @fault("disk full while rank 0 is killed", "disk")
 def disk_full_at_restart(run: Run) -> None:
-    run.start()
     run.reach()
     with full(run):
         run.kill(run.rank_0)
         pass_by(run, (5, 20))
 
 
-@fault("disk full, of the cache", "s3")
+@fault("disk full, of the cache", "s3", at="start")
 def cache_full(run: Run) -> None:
     """From the start, when the nodes' cache is empty: what they need of S3 has no room."""
     assert run.site.disk

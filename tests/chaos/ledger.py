@@ -13,7 +13,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Row:
-    """A round."""
+    """A round: a fault, and what came of it and of the run that it befell, perhaps with others."""
 
     seed: int
     round: int
@@ -22,8 +22,8 @@ class Row:
     step: int  # that was durable when the fault came
     commit: str
     recovered: bool
-    commands: int  # how often the same command was given
-    lost: float  # seconds that it took longer than its twin, the fault's own duration included
+    commands: int  # how often the same command was given for the run
+    lost: float  # seconds until it had gone on, the fault's own duration included
     problem: str = ""
     folder: str = ""  # of a round that went wrong
 

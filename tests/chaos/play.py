@@ -1,33 +1,48 @@
-"""A round: a run, a fault, and a comparison with the unbroken twin."""
+"""A run, the faults that befall it, and a comparison with the unbroken twin."""
 
 from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.facts import differences, facts_of, left_behind
 from chaos.faults import FAULTS
-from chaos.run import Lost, Run
-from chaos.site import Site
+from chaos.run import COMMANDS, Lost, Run
+from chaos.site import STEPS, Site
+
+HAND = (
+    4  # faults that befall a run at most: a start of its own for each would take most of the time
+)
 
 
 @dataclass
 class Twin:
-    """What comes of a run to which nothing happens, and how many seconds it takes on S3."""
+    """What comes of a run to which nothing happens.
+
+    Args:
+        facts: what came of it.
+        start: seconds from its command to its second checkpoint.
+        pace: seconds that two checkpoints take later on.
+    """
 
     facts: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
+    start: float = 0.0
+    pace: float = 0.0
 
 
-def unbroken(site: Site, name: str = "unbroken") -> Twin:
-    """One of today, on this site. Those of other places must be like it, too."""
+def unbroken(site: Site, name: str = "unbroken", steps: int = STEPS) -> Twin:
+    """One of today, on this site, stored on S3. Those of other places must be like it, too."""
     twin = Twin()
-    run = Run(site, name, "s3", random.Random(0))
+    run = Run(site, name, "s3", random.Random(0), steps)
     try:
         run.start()
-        twin.seconds = run.finish()
+        twin.start = run.recover()
+        run.reach(steps // 2)
+        twin.pace = run.recover()
+        run.finish()
     finally:
         run.end()
     check(run, twin)
@@ -45,22 +60,53 @@ def check(run: Run, twin: Twin) -> dict[str, Any]:
     return facts
 
 
-def play(twin: Twin, name: str, run: Run) -> float:
-    """Inflict the fault of this name; the seconds that were lost.
+def deal(names: Sequence[str]) -> list[list[str]]:
+    """Faults one after the other, as hands: those that befall the same run, at a place for all."""
+    hands: list[list[str]] = []
+    for name in names:
+        fault = FAULTS[name]
+        hand = hands[-1] if hands else []
+        full = not hand or len(hand) == HAND or FAULTS[hand[-1]].at == "end"
+        if full or fault.at == "start" or not places([*hand, name]):
+            hands.append([name])
+        else:
+            hand.append(name)
+    return hands
+
+
+def places(hand: Sequence[str]) -> list[str]:
+    """Where a run may be stored that all of these are to befall."""
+    return sorted(set.intersection(*(set(FAULTS[name].places) for name in hand)))
+
+
+def play(twin: Twin, hand: Sequence[str], run: Run) -> list[tuple[int, float]]:
+    """Inflict these faults; of each the step at which it came, and the seconds that it cost.
 
     Raises:
         Lost: the run did not recover, or not as its twin.
     """
+    met = []
     try:
-        FAULTS[name].do(run)
-        seconds = run.finish()
+        for number, name in enumerate(hand):
+            fault = FAULTS[name]
+            ends = [run.steps * part // len(hand) for part in (number, number + 1)]
+            run.stretch, run.allowed = range(*ends), COMMANDS * (number + 1)
+            if fault.at != "start" and not run.commands:
+                run.start()
+            fault.do(run)
+            step = run.step
+            met.append((step, run.recover() - (twin.pace if step else twin.start)))
+            if fault.at == "end":
+                run.wait()
+            run.site.mend()
+        run.finish()
     finally:
         run.end()
     check(run, twin)
-    return seconds - twin.seconds
+    return met
 
 
 def forget(run: Run) -> None:
-    """Remove all of a round that went well."""
+    """Remove all of a run that went well."""
     run.place.store.delete(f"runs/{run.name}")
     shutil.rmtree(run.folder)

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import yaml
 
-from chaos.site import DOCUMENT, STEPS, Site
+from chaos.site import DOCUMENT, EVERY, STEPS, Site
 from t2i_ray.checkpoint import Checkpoints
 from t2i_ray.claims import newest
 from t2i_ray.runs import RunRecord, read_run, run_store
 from t2i_ray.storage import Store
 
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
-PATIENCE = 240.0  # seconds for a short run's command to end, and for what a fault waits for
+PATIENCE = 600.0  # seconds for a short run's command to end, and for what a fault waits for
 #: Temporary folders that are not ours: PyTorch's cache, one for all processes of a user; and what
 #: Ray's dashboard leaves when its head is killed.
 THEIRS = ("torchinductor_", "pymp-")
-COMMANDS = 4  # how often the same command is given at most
+COMMANDS = 4  # how often the same command is given at most, for each fault
 
 
 class Lost(Exception):  # noqa: N818 - a finding, not a fault of the suite
@@ -50,9 +50,12 @@ class Run:
         self.place = site.places[where]
         self.folder = site.folder / name
         self.patience = max(PATIENCE, 0.5 * steps)  # for a command to end
-        self.step = 0  # that was durable when the fault came
+        self.stretch = range(steps)  # at the beginning of which the next fault is to come
+        self.step = 0  # that was durable when it came
         self.commands = 0
+        self.allowed = COMMANDS
         self.drivers: list[subprocess.Popen[bytes]] = []
+        self._struck = 0.0  # when it came
         self._began = 0.0
         (self.folder / "tmp").mkdir(parents=True)
         self.temporary_before = self.temporary
@@ -68,22 +71,28 @@ class Run:
     # ---------------------------------------------------------------------- its commands
 
     def start(self, *overrides: str) -> subprocess.Popen[bytes]:
-        """Give the command; what it prints goes to the folder's log."""
+        """Give the command that trains."""
         self._began = self._began or time.monotonic()
+        if not self.commands:
+            self.strike()
         self.commands += 1
+        self.drivers.append(self.give("train", "run.yaml", *overrides))
+        return self.drivers[-1]
+
+    def give(self, *words: str) -> subprocess.Popen[bytes]:
+        """Give any command; what it prints goes to the folder's log."""
         env = {**self.site.cluster.env, "TMPDIR": str(self.folder / "tmp")}
-        command = [sys.executable, "-m", "t2i_ray", "train", "run.yaml", *overrides]
+        command = [sys.executable, "-m", "t2i_ray", *words]
         with (self.folder / "log").open("ab") as log:
-            log.write(f"\n$ train, for the {self.commands}. time\n".encode())
+            log.write(f"\n$ {' '.join(words)}\n".encode())
             log.flush()
-            driver = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=self.folder)
-        self.drivers.append(driver)
-        return driver
+            return subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=self.folder)
 
     @property
     def driver(self) -> subprocess.Popen[bytes]:
-        """The one that was started first of those that live, or else the last."""
-        return next((d for d in self.drivers if d.poll() is None), self.drivers[-1])
+        """The one that was started first of those that live, or else the last; none refused."""
+        taken = [d for d in self.drivers if d.poll() != 2] or self.drivers
+        return next((d for d in taken if d.poll() is None), taken[-1])
 
     def wait(self, driver: subprocess.Popen[bytes] | None = None) -> int:
         """Until it ends; its exit code. Raises Lost if it does not."""
@@ -93,24 +102,24 @@ class Run:
         except subprocess.TimeoutExpired:
             raise Lost(f"the command still runs after {self.patience:.0f} s") from None
 
-    def ends_within(self, seconds: float) -> bool:
-        """Whether no command of it lives on after so long."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self.driver.poll() is None:
-            time.sleep(0.1)
-        return self.driver.poll() is not None
+    def attend(self) -> bool:
+        """Give the command again if it has ended before all was done; whether all is."""
+        if (code := self.driver.poll()) is None:
+            return False
+        self.site.mend()
+        record = self.record
+        if code == 0 and record and record.status == "FINISHED" and record.published:
+            return True
+        if self.commands >= self.allowed:
+            raise Lost(f"not done after {self.commands} commands: exit code {code}, {record}")
+        self.start()
+        return False
 
     def finish(self) -> float:
         """Wait, mend what is broken, give the command again until all is done; the seconds."""
-        while True:
-            code = self.wait()
-            self.site.mend()
-            record = self.record
-            if code == 0 and record and record.status == "FINISHED" and record.published:
-                return time.monotonic() - self._began
-            if self.commands == COMMANDS:
-                raise Lost(f"not done after {COMMANDS} commands: exit code {code}, {record}")
-            self.start()
+        while not self.attend():
+            self.wait()
+        return time.monotonic() - self._began
 
     def end(self) -> None:
         """Let no command of it live on."""
@@ -157,19 +166,38 @@ class Run:
         found = {path for place in places for path in place.iterdir()}
         return {path for path in found if not path.name.startswith(THEIRS)}
 
+    @property
+    def durable(self) -> int:
+        """The newest step of which there is a checkpoint."""
+        return max(self.checkpoints.steps(), default=0)
+
     def reach(self, step: int | None = None, after: float = 0.5) -> None:
-        """Until so many steps are durable (none: some), and a moment longer."""
-        wanted = self.rng.randrange(self.steps * 3 // 4) if step is None else step
-        driver = self.driver
+        """Until so many steps are durable (none: some of its stretch), and a moment longer."""
+        of = self.stretch
+        # One at least: whoever struck at step 0 has struck before the run was at work.
+        wanted = max(1, of.start + self.rng.randrange(len(of) // 2)) if step is None else step
 
         def there() -> bool:
-            if driver.poll() is not None:
-                raise Lost(f"ended with exit code {driver.returncode} before the fault could come")
-            self.step = max(self.checkpoints.steps(), default=0)
-            return bool(self.rank_0) and self.step >= wanted
+            if self.attend():
+                raise Lost("all was done before the fault could come")
+            return bool(self.rank_0) and self.durable >= wanted
 
         until(there, f"step {wanted}")
         time.sleep(self.rng.uniform(0, after))
+        self.strike()
+
+    def strike(self) -> None:
+        """A fault comes now."""
+        self.step, self._struck = self.durable, time.monotonic()
+
+    def recover(self) -> float:
+        """Until two more checkpoints are durable; the seconds since the fault came.
+
+        Two, since one may have been on its way.
+        """
+        wanted = min(self.step + 2 * EVERY, self.steps)
+        until(lambda: self.attend() or self.durable >= wanted, f"step {wanted}")
+        return time.monotonic() - self._struck
 
     # ------------------------------------------------------------------------ violence
 

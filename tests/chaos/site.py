@@ -34,12 +34,13 @@ NODES = 3  # with a logical CPU each: one more than a run needs, so that it need
 DISK_KB = 24 << 10
 #: A run of a few seconds. What is missing here is set by whoever starts it.
 STEPS = 120
+EVERY = 8  # steps between two checkpoints
 DOCUMENT: dict[str, Any] = {
     **TINY,
     "train": {**TINY["train"], "steps": STEPS},
-    "checkpoint": {"every": 8, "keep": 3, "best": "val/frechet_reader", "best_mode": "min"},
+    "checkpoint": {"every": EVERY, "keep": 3, "best": "val/frechet_reader", "best_mode": "min"},
     "evaluation": {"every": 60, "samples": 64},
-    "cluster": {"workers": 2},
+    "cluster": {"workers": 2, "max_failures": -1},  # when to give up is not what is tried here
 }
 
 

@@ -16,12 +16,12 @@ from mlflow_server import MlflowServer
 from runner import Runner
 from servers import S3Server
 
-from chaos.faults import FAULTS, KILLS
+from chaos.faults import FAULTS
 from chaos.ledger import Ledger, Row, deck, table
-from chaos.play import Twin, check, unbroken
+from chaos.play import Twin, check, deal, places, play, unbroken
 from chaos.proxy import Mood, Proxy
 from chaos.run import Run, until
-from chaos.site import STEPS, Site, site_of
+from chaos.site import Site, site_of
 
 
 @pytest.fixture(scope="module")
@@ -39,70 +39,53 @@ def twin(site: Site) -> Twin:
     return unbroken(site)
 
 
-def test_mlflow_away_at_the_start_failing_and_away_at_the_end(site: Site, twin: Twin) -> None:
-    run = Run(site, "mlflow", "s3", random.Random(0))
-    site.mlflow.stop()
-    run.start()
-    run.reach(1)
-    site.mlflow.start()
-    for step, mood in (
-        (STEPS // 4, Mood(status=429)),
-        (STEPS // 3, Mood(cut_answer=True)),
-        (STEPS // 2, Mood(status=500)),
-    ):
-        site.to_mlflow.mood = mood
-        run.reach(step)
-    site.mlflow.stop()
-    assert run.wait() == 0
-    record = run.record
-    assert record
-    assert (record.status, record.published) == ("FINISHED", False)
-    run.finish()
-    check(run, twin)
-
-
-def meets(proxy: Proxy, mood: Mood, requests: int) -> None:
+def meets(proxy: Proxy, mood: Mood, requests: int = 4) -> None:
     """Until the mood has held for so many."""
     before = proxy.spoiled
     with proxy.being(mood):
         until(lambda: proxy.spoiled >= before + requests, "requests")
 
 
-def test_s3_slow_refusing_cut_off_and_gone(site: Site, twin: Twin) -> None:
-    run = Run(site, "objects", "s3", random.Random(1))
+def test_mlflow_and_s3_fail_in_every_way(site: Site, twin: Twin) -> None:
+    """MLflow is away at the start and at the end, too; nothing of it ends the run."""
+    run = Run(site, "servers", "s3", random.Random(0))
+    site.mlflow.stop()
     run.start()
     run.reach(1)
-    for mood in (
-        Mood(delay=1.0),
-        Mood(status=503),
-        Mood(cut_request=True, methods=frozenset({"PUT", "POST"})),
-        Mood(cut_answer=True),
-    ):
-        meets(site.to_s3, mood, requests=4)
+    with site.to_s3.being(Mood(delay=1.0)):  # training waits for its checkpoints meanwhile
+        site.mlflow.start()
+    moods = {
+        Mood(status=503): Mood(status=429),
+        Mood(cut_request=True, methods=frozenset({"PUT", "POST"})): Mood(cut_answer=True),
+        Mood(cut_answer=True): Mood(status=500),
+    }
+    for of_s3, of_mlflow in moods.items():
         run.reach(run.step + 1)
+        site.to_mlflow.mood = of_mlflow
+        meets(site.to_s3, of_s3)
     site.s3.server.stop_gateway()
     site.s3.server.start_gateway()
-    run.finish()
-    assert run.commands == 1
+    site.mlflow.stop()
+    assert run.wait() == 0
+    record = run.record
+    assert record
+    assert (record.status, record.published, run.commands) == ("FINISHED", False, 1)
+    site.mend()
+    where = run.place.told
+    for _ in range(2):  # the second finds nothing to add
+        sync = run.give("sync", run.name, "-s", where.uri, "--endpoint", str(where.endpoint))
+        assert run.wait(sync) == 0
+    record = run.record
+    assert record
+    assert record.published
     check(run, twin)
 
 
-def test_a_full_disk(site: Site, twin: Twin) -> None:
-    if not site.disk:
-        pytest.skip("may not mount a small disk")
-    run = Run(site, "full", "disk", random.Random(2))
-    FAULTS["disk full, of the storage"].do(run)
-    run.finish()
-    check(run, twin)
-
-
-def test_a_node_is_lost_and_the_controller_killed(site: Site, twin: Twin) -> None:
-    run = Run(site, "nodes", "folder", random.Random(3))
-    FAULTS["node lost"].do(run)
-    run.reach(run.step + 1)
-    KILLS["controller killed"](run)
-    run.finish()
-    check(run, twin)
+def test_a_full_disk_a_lost_node_and_a_killed_controller(site: Site, twin: Twin) -> None:
+    hand = ["disk full, of the storage"] * bool(site.disk) + ["node lost", "controller killed"]
+    run = Run(site, "nodes", "disk" if site.disk else "folder", random.Random(3))
+    play(twin, hand, run)
+    assert run.commands == 2  # for the controller
 
 
 def test_the_deck_holds_every_fault_alike() -> None:
@@ -111,6 +94,19 @@ def test_the_deck_holds_every_fault_alike() -> None:
     assert sorted(drawn[:5]) == sorted(drawn[5:10]) == names
     assert drawn[:7] == deck(names, seed=1, rounds=7)  # more rounds do not change those before
     assert drawn != deck(names, seed=2, rounds=12)
+
+
+def test_hands_begin_and_end_where_a_fault_wants_it() -> None:
+    kill, start, end = "rank 0 killed", "MLflow away at the start", "MLflow away at the end"
+    s3, disk = "S3 slow", "disk full, of the storage"
+    assert deal([kill, kill, start, kill, end, kill, s3, disk, disk]) == [
+        [kill, kill], [start, kill, end], [kill, s3], [disk, disk],
+    ]  # fmt: skip
+    assert deal([kill] * 6) == [[kill] * 4, [kill] * 2]
+    drawn = deck(sorted(FAULTS), seed=1, rounds=200)
+    hands = deal(drawn)
+    assert [name for hand in hands for name in hand] == drawn
+    assert all(places(hand) for hand in hands)
 
 
 def test_a_ledger_goes_on_after_a_torn_line(tmp_path: Path) -> None:
