@@ -153,7 +153,7 @@ class Output:
 
     def finish(self, code: int) -> str:
         """All of it, once the command has ended."""
-        found = self.process.wait(timeout=120)
+        found = self.process.wait(timeout=900)
         self._thread.join()
         assert found == code, f"exit code {found}:\n{self.text}"
         return self.text

@@ -588,7 +588,7 @@ def test_search_then_confirm_with_fresh_seeds(runner: Runner) -> None:
         },
         method="tpe",
         trials=4,
-        confirm={"by": "encoder", "samples": 64, "seeds": [101, 102]},
+        confirm={"by": "encoder", "samples": 64},
     )
     text["train"]["steps"] = 20
     path = runner.config("confirmed", text)
@@ -602,9 +602,9 @@ def test_search_then_confirm_with_fresh_seeds(runner: Runner) -> None:
         best.setdefault(row["setting"].split()[0], row["setting"])
     assert {row["setting"] for row in confirm["rows"]} == set(best.values())
     for row in confirm["rows"]:
-        assert row["finished"] == len(row["scores"]) == 2
+        assert row["finished"] == len(row["scores"]) == 5
         assert row["error"] is not None
-    for seed in (101, 102):
+    for seed in (101, 105):
         run = runner.mlflow_run(f"confirmed-confirm-000-seed-{seed}")
         assert run.data.params["seed"] == str(seed)
         assert run.data.tags["t2i_ray.stage"] == "confirm"
@@ -643,7 +643,7 @@ def test_a_cluster_grows_for_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     runner = Runner(cluster, tmp_path / "runs")
     text = document({"optim.lr_g": {"grid": [0.002, 0.001]}})
-    text["train"]["steps"] = text["evaluation"]["every"] = 800
+    text["train"]["steps"] = text["evaluation"]["every"] = 500
     text["storage"] = {"shared": True}
     try:
         cluster.start()
