@@ -138,7 +138,7 @@ def run(lab: Path) -> dict[str, Any]:
     }
     command = [*UNSHARE, "--mount-proc", "bash", "-c", INSIDE, "client", "client"]
     with (lab / "lab.log").open("wb") as log:
-        done = subprocess.run(command, env=env, stdout=log, stderr=log, timeout=540)
+        done = subprocess.run(command, env=env, stdout=log, stderr=log, timeout=1500)
     if done.returncode:
         raise RuntimeError((lab / "lab.log").read_text(errors="replace")[-6000:])
     seen: dict[str, Any] = json.loads((lab / "seen.json").read_text())
