@@ -32,11 +32,12 @@ CURVES = {"g_loss": ("generator", BLUE), "d_loss": ("discriminator", ORANGE)}
 def mlflow_away(run: Run) -> None:
     run.site.mlflow.stop()
     time.sleep(AWAY)
+    run.site.mlflow.start()
 
 
 def s3_refuses(run: Run) -> None:
-    run.site.to_s3.mood = Mood(status=503)
-    time.sleep(AWAY)
+    with run.site.to_s3.being(Mood(status=503)):
+        time.sleep(AWAY)
 
 
 DEEDS: dict[str, Deed] = {**KILLS, "MLflow away": mlflow_away, "S3 refuses": s3_refuses}
