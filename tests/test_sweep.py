@@ -643,7 +643,7 @@ def test_a_cluster_grows_for_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     runner = Runner(cluster, tmp_path / "runs")
     text = document({"optim.lr_g": {"grid": [0.002, 0.001]}})
-    text["train"]["steps"] = text["evaluation"]["every"] = 500
+    text["train"]["steps"] = text["evaluation"]["every"] = 800
     text["storage"] = {"shared": True}
     try:
         cluster.start()
