@@ -24,7 +24,7 @@ from chaos.run import Run
 from chaos.site import KEPT, own_site
 from t2i_ray.report import BLUE, GREY, ORANGE, figure_png, new_figure
 
-FILE = Path(__file__).parent.parent.parent / "docs/results/chaos_soak.json"
+FILE = KEPT / "soak.json"
 AWAY = 3.0  # seconds that a server is away
 CURVES = {"g_loss": ("generator", BLUE), "d_loss": ("discriminator", ORANGE)}
 
