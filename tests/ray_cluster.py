@@ -144,7 +144,7 @@ class RayCluster:
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # or SIGTERM would wait for actors
-            # Nothing here wants its helpers at their usual pace, a tenth of a core each.
+            # What its helpers gather nobody reads here, or not at once.
             "REPORTER_UPDATE_INTERVAL_MS": "30000",
             "LOG_NAME_UPDATE_INTERVAL_S": "2",
             "RAY_worker_niceness": "0",  # else whatever else runs here pushes workers aside

@@ -19,6 +19,7 @@ def test_demo_learns(runner: Runner, tmp_path: Path) -> None:
     measured = json.loads((tmp_path / "runs/demo/evaluation/test.json").read_text())
     agreement = {row["attribute"]: row for row in measured["agreements"]}
     least = {"background": 0.9, "petal_colour": 0.5, "centre_colour": 0.5}  # chance: 1/4, 1/8, 1/4
-    for attribute, share in least.items():
+    for attribute in agreement.keys() - {"petal_shape", "petal_count"}:  # they need all pictures
         assert agreement[attribute]["is_measure"], agreement[attribute]
+    for attribute, share in least.items():
         assert agreement[attribute]["share"] > share, agreement[attribute]

@@ -232,4 +232,4 @@ def test_runs_lists_them(runner: Runner, unbroken: str) -> None:
 def test_progress_is_told(runner: Runner, unbroken: str) -> None:
     progress = json.loads((runner.folder / f"store/runs/{unbroken}/progress.json").read_text())
     assert progress["step"] == STEPS
-    until(lambda: not Path(f"/proc/{runner.rank_0(unbroken)}").exists(), seconds=30)
+    until(lambda: not Path(f"/proc/{progress['pid']}").exists(), seconds=30)

@@ -69,7 +69,8 @@ def sitting(there: Site, ledger: Ledger, seed: int, faults: list[str]) -> None:
     """Play what is left, until it is done or the site is beyond repair."""
     unbroken(there, "warm", WHOLE)  # a site's first takes longer than any other
     twin = unbroken(there, steps=WHOLE)
-    print(f"unbroken: {twin.start:.0f} s to its second checkpoint, {twin.pace:.1f} s for two more")
+    usual = f"{twin.start:.0f} s to its second checkpoint, {twin.pace:.1f} s for two more"
+    print(f"unbroken: {usual}", flush=True)
     done = {row.round for row in ledger.of(seed)}
     first = 0
     for hand in deal(faults):

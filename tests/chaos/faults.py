@@ -25,7 +25,7 @@ class Fault:
 
     Args:
         name: of it.
-        do: it.
+        do: what does it.
         places: where the run may be stored.
         at: what it befalls: a run that it starts itself; one that is at work, which may be any; or
             its end, after which nothing can befall it.

@@ -73,8 +73,9 @@ def test_mlflow_and_s3_fail_in_every_way(site: Site, twin: Twin) -> None:
     site.mend()
     where = run.place.told
     for _ in range(2):  # the second finds nothing to add
-        sync = run.give("sync", run.name, "-s", where.uri, "--endpoint", str(where.endpoint))
-        assert run.wait(sync) == 0
+        options = ["-s", where.uri, "--endpoint", str(where.endpoint)]
+        options += ["--tracking-uri", site.mlflow.uri]  # the same server by another address
+        assert run.wait(run.give("sync", run.name, *options)) == 0
     record = run.record
     assert record
     assert record.published
