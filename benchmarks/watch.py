@@ -4,14 +4,14 @@
     python benchmarks/watch.py --ray        # to Ray's metrics, on a cluster of its own
 
 Of an update nothing is computed here: only what `train.watch` adds to it, and, in the last lines,
-what the tracker does while MLflow is away: what it costs to log an update, and how large all that
-waits is in the end, in memory and in a checkpoint. The limit is 100 µs.
+what the tracker does while MLflow is away: what it costs to log an update, how large all that
+waits is in the end, in memory and in a checkpoint, and how long training stands still for its copy
+in that checkpoint. The limit is 100 µs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 import tracemalloc
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+from t2i_ray.checkpoint.folder import to_json
 from t2i_ray.config import parse_config
 from t2i_ray.storage import LocalStore
 from t2i_ray.tracking import About, Destination, Tracker
@@ -61,8 +62,8 @@ def microseconds(show: Show | None, updates: int, every: float) -> float:
     return (time.perf_counter() - begun) / updates * 1e6
 
 
-def spooled(updates: int) -> tuple[float, float, float]:
-    """Of as many logged updates: microseconds each, and MB of memory and of the snapshot."""
+def spooled(updates: int) -> tuple[float, float, float, float]:
+    """Of so many logged updates: microseconds each, MB of memory, MB and seconds of a snapshot."""
     nowhere = Destination("http://127.0.0.1:9", "benchmark")
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker(nowhere, About("benchmark", "benchmark"), LocalStore(Path(folder)))
@@ -70,16 +71,17 @@ def spooled(updates: int) -> tuple[float, float, float]:
         for step in range(updates):
             tracker.log(step + 1, LOSSES)
         seconds = time.perf_counter() - begun
-        tracemalloc.start()
-        document = json.dumps(tracker.snapshot(updates))
+        begun = time.perf_counter()
+        document = to_json(tracker.snapshot(updates))
+        pause = time.perf_counter() - begun
         tracker.close()
     spool = Spool()
-    tracemalloc.clear_traces()
+    tracemalloc.start()
     for step in range(updates):
         spool.metrics(step + 1, LOSSES, 1_000_000_000_000 + step)
     memory, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return seconds / updates * 1e6, memory / 1e6, len(document) / 1e6
+    return seconds / updates * 1e6, memory / 1e6, len(document) / 1e6, pause
 
 
 def nothing(_: Mapping[str, float]) -> None:
@@ -104,10 +106,11 @@ def main() -> None:
         usual = microseconds(show, given.updates, every=1.0)
         shown = microseconds(show, max(1, given.updates // 100), every=0.0)
         print(f"{name:12}  {usual:13.2f}   {shown:20.1f}")
-    cost, memory, document = spooled(given.updates)
+    cost, memory, document, pause = spooled(given.updates)
     print(f"MLflow away: {cost:.1f} µs an update that is logged, of {len(LOSSES)} values")
     print(
-        f"{given.updates} that wait: {memory:.0f} MB of memory, {document:.0f} MB of a checkpoint"
+        f"{given.updates} that wait: {memory:.0f} MB of memory, {document:.0f} MB of a checkpoint, "
+        f"for which training stands still {pause:.2f} s"
     )
 
 

@@ -19,7 +19,7 @@ from t2i_ray.tracking.about import About
 from t2i_ray.tracking.destination import Destination
 from t2i_ray.tracking.publisher import Fenced, Publisher
 from t2i_ray.tracking.server import one_line
-from t2i_ray.tracking.spool import Spool
+from t2i_ray.tracking.spool import Spool, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def sync(
     spool = dict(snapshot["spool"])
     if attempt and attempt > about.attempt:  # which may have measured some steps again
         about = replace(about, attempt=attempt)
-        spool["base"] = min(spool["steps"], default=0) - 1
+        spool["base"] = min(unpacked("q", spool["steps"]), default=0) - 1
     tracker = Tracker(destination, about, store, {**snapshot, "spool": spool}, owner=False)
     try:
         return tracker.flush(timeout)
