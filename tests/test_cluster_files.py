@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from zipfile import ZipFile
 
 import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
@@ -239,6 +242,26 @@ def test_compose_file_binds_to_loopback_and_holds_no_secret() -> None:
             if "PASSWORD" in name or "KEY" in name:
                 assert str(value).startswith("/run/secrets/")
                 assert name.endswith("_FILE")
+
+
+def test_a_job_takes_no_secret_along(tmp_path: Path) -> None:
+    """As Ray packs a working directory: .gitignore keeps MLflow's out, and so does the README."""
+    compose = yaml.safe_load((CLUSTER / "mlflow/compose.yaml").read_text())
+    project = tmp_path / "project"
+    (project / "cluster/mlflow/secrets").mkdir(parents=True)
+    (project / "kept.yaml").touch()
+    for secret in compose["secrets"].values():
+        (project / "cluster/mlflow" / secret["file"]).touch()
+    shutil.copy(REPOSITORY / ".gitignore", project)
+    readme = (CLUSTER / "README.md").read_text()
+    (line,) = re.findall(r"^excludes: .*", readme, re.MULTILINE)
+    for way, more in (("git", []), ("env", yaml.safe_load(line)["excludes"])):
+        package = tmp_path / f"{way}.zip"
+        create_package(str(project), package, include_gitignore=way == "git", excludes=more)
+        assert {name for name in ZipFile(package).namelist() if name[-1] != "/"} == {
+            ".gitignore",
+            "kept.yaml",
+        }
 
 
 def test_nothing_here_looks_like_a_secret() -> None:
