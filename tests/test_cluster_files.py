@@ -17,6 +17,7 @@ import pytest
 import ray.autoscaler
 import yaml
 from ray._private.runtime_env.packaging import create_package
+from ray.autoscaler._private.aws.config import _configure_security_group
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
@@ -191,8 +192,11 @@ def test_spot_notice_waits_for_the_cloud_and_then_tells_ray(tmp_path: Path) -> N
 
 def test_aws_gives_roles_and_opens_nothing() -> None:
     config = read("aws")
-    assert config["provider"]["security_group"]["IpPermissions"] == []
     types = config["available_node_types"]
+    groups = [kind["node_config"]["SecurityGroupIds"] for kind in types.values()]
+    assert groups == [["GROUP"]] * 3
+    # Without asking AWS, which it would do before it made one.
+    assert _configure_security_group(prepare_config(read("aws"))) == prepare_config(read("aws"))
     profiles = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in types.values()}
     assert profiles == {"t2i-ray-head", "t2i-ray-worker"}
     for kind in types.values():
@@ -207,6 +211,26 @@ def test_aws_gives_roles_and_opens_nothing() -> None:
         for rule in json.loads((CLUSTER / f"iam/{name}.json").read_text())["Statement"]:
             actions = rule["Action"] if isinstance(rule["Action"], list) else [rule["Action"]]
             assert not [action for action in actions if action.endswith("*")]
+
+
+def test_role_may_do_what_the_store_does() -> None:
+    below, bucket = json.loads((CLUSTER / "iam/worker.json").read_text())["Statement"]
+    assert below["Resource"] == f"{bucket['Resource']}/t2i/*"
+    assert {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"} <= {
+        *below["Action"]
+    }
+    assert {"s3:ListBucket", "s3:ListBucketMultipartUploads"} <= {*bucket["Action"]}
+    # With s3:prefix S3 would answer 403 for an object that is not there, since HEAD names none.
+    assert "Condition" not in bucket
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_setup_waits_for_a_fresh_machine(name: str) -> None:
+    commands = read(name)["setup_commands"]
+    assert "-o DPkg::Lock::Timeout=" in commands[0]
+    if name == "gcp":
+        (mount,) = (command for command in commands if "mount -t nfs" in command)
+        assert mount.endswith("&& sudo chown ubuntu /mnt/t2i")
 
 
 # ----------------------------------------------------------------------- image and MLflow
