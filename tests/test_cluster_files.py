@@ -60,6 +60,7 @@ def test_every_ray_starts_with_token_and_on_loopback(name: str) -> None:
     commands = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
     assert len(commands) == 4 + (name in CLOUDS)
     assert all(command.startswith(". ~/node.env; ") for command in commands)
+    assert config["file_mounts"]["~/node.env"] == "./cluster/node.env"
     head = config["head_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in head
     assert "0.0.0.0" not in (CLUSTER / f"{name}.yaml").read_text()
@@ -92,6 +93,8 @@ def test_node_env(tmp_path: Path) -> None:
     assert seen["RAY_AUTH_MODE"] == "token"
     assert seen["RAY_AUTH_TOKEN_PATH"] == f"{tmp_path}/.ray/auth_token"
     assert int(seen["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    assert seen["RAY_health_check_period_ms"] == "1000"
+    assert seen["RAY_health_check_failure_threshold"] == "5"
     assert seen["MLFLOW_TRACKING_USERNAME"] == "trainer"
     assert seen["PATH"].startswith(f"{tmp_path}/t2i-venv/bin:")
 
@@ -247,6 +250,9 @@ def test_dockerfile() -> None:
     assert [line[1] for line in lines if line[0] == "USER"][-1] not in ("root", "0")
     hosts = set(re.findall(r"https?://([^/\s]+)", text))
     assert hosts == {"download.pytorch.org"}
+    (cpu,) = re.findall(r"pip install ([^;]*download.pytorch.org[^;]*)", text)
+    assert "--no-deps" in cpu  # that index alone can't meet the other pins
+    assert "RAY_AUTH_MODE=token" in [line for line in lines if line[0] == "ENV"][-1]
     ignored = (CLUSTER / "Dockerfile.dockerignore").read_text().split()
     assert ignored[0] == "*"
     allowed = {line.removeprefix("!") for line in ignored[1:] if line.startswith("!")}
