@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from zipfile import ZipFile
 
 import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from ray._private.runtime_env.packaging import create_package
+from ray.autoscaler._private.aws.config import _configure_security_group
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
@@ -56,6 +60,7 @@ def test_every_ray_starts_with_token_and_on_loopback(name: str) -> None:
     commands = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
     assert len(commands) == 4 + (name in CLOUDS)
     assert all(command.startswith(". ~/node.env; ") for command in commands)
+    assert config["file_mounts"]["~/node.env"] == "./cluster/node.env"
     head = config["head_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in head
     assert "0.0.0.0" not in (CLUSTER / f"{name}.yaml").read_text()
@@ -88,6 +93,8 @@ def test_node_env(tmp_path: Path) -> None:
     assert seen["RAY_AUTH_MODE"] == "token"
     assert seen["RAY_AUTH_TOKEN_PATH"] == f"{tmp_path}/.ray/auth_token"
     assert int(seen["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    assert seen["RAY_health_check_period_ms"] == "1000"
+    assert seen["RAY_health_check_failure_threshold"] == "5"
     assert seen["MLFLOW_TRACKING_USERNAME"] == "trainer"
     assert seen["PATH"].startswith(f"{tmp_path}/t2i-venv/bin:")
 
@@ -188,8 +195,11 @@ def test_spot_notice_waits_for_the_cloud_and_then_tells_ray(tmp_path: Path) -> N
 
 def test_aws_gives_roles_and_opens_nothing() -> None:
     config = read("aws")
-    assert config["provider"]["security_group"]["IpPermissions"] == []
     types = config["available_node_types"]
+    groups = [kind["node_config"]["SecurityGroupIds"] for kind in types.values()]
+    assert groups == [["GROUP"]] * 3
+    # Without asking AWS, which it would do before it made one.
+    assert _configure_security_group(prepare_config(read("aws"))) == prepare_config(read("aws"))
     profiles = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in types.values()}
     assert profiles == {"t2i-ray-head", "t2i-ray-worker"}
     for kind in types.values():
@@ -206,6 +216,26 @@ def test_aws_gives_roles_and_opens_nothing() -> None:
             assert not [action for action in actions if action.endswith("*")]
 
 
+def test_role_may_do_what_the_store_does() -> None:
+    below, bucket = json.loads((CLUSTER / "iam/worker.json").read_text())["Statement"]
+    assert below["Resource"] == f"{bucket['Resource']}/t2i/*"
+    assert {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"} <= {
+        *below["Action"]
+    }
+    assert {"s3:ListBucket", "s3:ListBucketMultipartUploads"} <= {*bucket["Action"]}
+    # With s3:prefix S3 would answer 403 for an object that is not there, since HEAD names none.
+    assert "Condition" not in bucket
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_setup_waits_for_a_fresh_machine(name: str) -> None:
+    commands = read(name)["setup_commands"]
+    assert "-o DPkg::Lock::Timeout=" in commands[0]
+    if name == "gcp":
+        (mount,) = (command for command in commands if "mount -t nfs" in command)
+        assert mount.endswith("&& sudo chown ubuntu /mnt/t2i")
+
+
 # ----------------------------------------------------------------------- image and MLflow
 
 
@@ -220,6 +250,9 @@ def test_dockerfile() -> None:
     assert [line[1] for line in lines if line[0] == "USER"][-1] not in ("root", "0")
     hosts = set(re.findall(r"https?://([^/\s]+)", text))
     assert hosts == {"download.pytorch.org"}
+    (cpu,) = re.findall(r"pip install ([^;]*download.pytorch.org[^;]*)", text)
+    assert "--no-deps" in cpu  # that index alone can't meet the other pins
+    assert "RAY_AUTH_MODE=token" in [line for line in lines if line[0] == "ENV"][-1]
     ignored = (CLUSTER / "Dockerfile.dockerignore").read_text().split()
     assert ignored[0] == "*"
     allowed = {line.removeprefix("!") for line in ignored[1:] if line.startswith("!")}
@@ -239,6 +272,26 @@ def test_compose_file_binds_to_loopback_and_holds_no_secret() -> None:
             if "PASSWORD" in name or "KEY" in name:
                 assert str(value).startswith("/run/secrets/")
                 assert name.endswith("_FILE")
+
+
+def test_a_job_takes_no_secret_along(tmp_path: Path) -> None:
+    """As Ray packs a working directory: .gitignore keeps MLflow's out, and so does the README."""
+    compose = yaml.safe_load((CLUSTER / "mlflow/compose.yaml").read_text())
+    project = tmp_path / "project"
+    (project / "cluster/mlflow/secrets").mkdir(parents=True)
+    (project / "kept.yaml").touch()
+    for secret in compose["secrets"].values():
+        (project / "cluster/mlflow" / secret["file"]).touch()
+    shutil.copy(REPOSITORY / ".gitignore", project)
+    readme = (CLUSTER / "README.md").read_text()
+    (line,) = re.findall(r"^excludes: .*", readme, re.MULTILINE)
+    for way, more in (("git", []), ("env", yaml.safe_load(line)["excludes"])):
+        package = tmp_path / f"{way}.zip"
+        create_package(str(project), package, include_gitignore=way == "git", excludes=more)
+        assert {name for name in ZipFile(package).namelist() if name[-1] != "/"} == {
+            ".gitignore",
+            "kept.yaml",
+        }
 
 
 def test_nothing_here_looks_like_a_secret() -> None:

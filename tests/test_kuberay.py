@@ -100,6 +100,14 @@ def test_kuberay_has_token_redis_and_autoscaler() -> None:
     assert cluster["autoscalerOptions"]["version"] == "v2"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    pod = cluster["headGroupSpec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    # KubeRay shares the logs with its autoscaler by a volume of this name (RayLogVolumeName).
+    assert {"name": "ray-logs", "mountPath": "/tmp/ray"} in container["volumeMounts"]
+    assert "ray-logs" in {volume["name"] for volume in pod["volumes"]}
+    settings = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert settings["RAY_health_check_period_ms"] == "1000"
+    assert settings["RAY_health_check_failure_threshold"] == "5"
     spot, other = cluster["workerGroupSpecs"]
     assert spot["priority"] > other["priority"]
     assert {spot["minReplicas"], other["minReplicas"]} == {0}
@@ -108,6 +116,8 @@ def test_kuberay_has_token_redis_and_autoscaler() -> None:
 def test_the_rayjob_is_a_sweep_that_asks_for_what_the_workers_have() -> None:
     """Without the GPUs it would train on the CPUs of machines that are paid for theirs."""
     found = {document["kind"]: document.get("spec", {}) for _, document in documents()}
+    (submitter,) = found["RayJob"]["submitterPodTemplate"]["spec"]["containers"]
+    assert {"name": "RAY_AUTH_MODE", "value": "token"} in submitter["env"]
     program, command, file, *overrides = shlex.split(found["RayJob"]["entrypoint"])
     assert (program, command) == ("t2i-ray", "tune")
     path = REPOSITORY / Path(file).relative_to("/opt/t2i_ray")
@@ -149,4 +159,15 @@ def test_network_policies_name_who_may_come() -> None:
             assert rule["from"]
             for source in rule["from"]:
                 assert source["podSelector"]["matchLabels"]
-                assert "namespaceSelector" not in source or rule["ports"][0]["port"] == 8265
+                if "namespaceSelector" in source:  # the operator, Prometheus
+                    assert [port["port"] for port in rule["ports"]] in ([8265], [8080])
+
+
+def test_role_of_the_bucket_trusts_the_pods_accounts() -> None:
+    readme = (REPOSITORY / "cluster/README.md").read_text()
+    for _, document in documents():
+        if document["kind"] == "ServiceAccount":
+            about = document["metadata"]
+            role = about["annotations"]["eks.amazonaws.com/role-arn"].rpartition("/")[2]
+            assert f"aws iam create-role --role-name {role} " in readme
+            assert f'"system:serviceaccount:t2i-ray:{about["name"]}"' in readme
