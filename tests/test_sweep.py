@@ -433,6 +433,8 @@ def test_a_sweep_survives_its_driver(runner: Runner) -> None:
     process = runner.start("tune", path)
     record = runner.folder / "store/runs/killed-sweep-000-seed-0/run.json"
     until(lambda: record.exists() and json.loads(record.read_text())["published"])
+    refusal = runner.run("tune", path, code=2).strip().splitlines()[-1]
+    assert refusal.startswith(f"error: name='killed-sweep': process {process.pid} on ")
     process.kill()
     process.communicate()
 

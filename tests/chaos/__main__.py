@@ -18,13 +18,12 @@ from servers import missing_programs
 from chaos.facts import left_behind
 from chaos.faults import FAULTS, possible
 from chaos.ledger import Ledger, Row, deck, table
-from chaos.play import HAND, Twin, deal, forget, places, play, unbroken
+from chaos.play import Twin, deal, forget, places, play, steps_of, unbroken
 from chaos.run import Lost, Run
-from chaos.site import KEPT, STEPS, Site, own_site
+from chaos.site import KEPT, Site, own_site
 from t2i_ray.storage import StorageError
 
 LEDGER = KEPT / "ledger.jsonl"
-WHOLE = STEPS // 2 * HAND  # of a run
 COMMIT = subprocess.run(
     ["git", "describe", "--always", "--dirty"],
     cwd=Path(__file__).parent,
@@ -67,28 +66,29 @@ def todo(ledger: Ledger, given: argparse.Namespace) -> list[int]:
 
 def sitting(there: Site, ledger: Ledger, seed: int, faults: list[str]) -> None:
     """Play what is left, until it is done or the site is beyond repair."""
-    unbroken(there, "warm", WHOLE)  # a site's first takes longer than any other
-    twin = unbroken(there, steps=WHOLE)
-    usual = f"{twin.start:.0f} s to its second checkpoint, {twin.pace:.1f} s for two more"
-    print(f"unbroken: {usual}", flush=True)
+    unbroken(there, "warm")  # a site's first takes longer than any other
+    twins: dict[int, Twin] = {}  # by the steps that they take
     done = {row.round for row in ledger.of(seed)}
-    first = 0
-    for hand in deal(faults):
-        rounds = range(first, first + len(hand))
-        first = rounds.stop
-        if done.issuperset(rounds):
+    for numbered in deal(faults):
+        if done.issuperset(numbered):
             continue
-        rng = random.Random(f"{seed}-{rounds.start}")
+        steps = steps_of(numbered)
+        if steps not in twins:
+            twins[steps] = twin = unbroken(there, f"unbroken-{steps}", steps)
+            usual = f"{twin.start:.0f} s to its second checkpoint, {twin.pace:.1f} s for two more"
+            print(f"unbroken, {steps} steps: {usual}", flush=True)
+        first, hand = min(numbered), list(numbered.values())
+        rng = random.Random(f"{seed}-{first}")
         where = rng.choice([place for place in places(hand) if place in there.places])
-        run = Run(there, f"round-{rounds.start}", where, rng, WHOLE)
-        met, problem = attempt(twin, hand, run)
+        run = Run(there, f"round-{first}", where, rng, steps)
+        met, problem = attempt(twins[steps], hand, run)
         sound = not problem or is_sound(run)
-        folder = ledger.path.parent / f"failed-{seed}-{rounds.start}"
+        folder = ledger.path.parent / f"failed-{seed}-{first}"
         if problem:
             keep(run, folder)
         else:
             forget(run)
-        for number, name, (step, lost) in zip(rounds, hand, met, strict=True):
+        for (number, name), (step, lost) in zip(numbered.items(), met, strict=True):
             ledger.add(
                 Row(
                     seed, number, name, where, step, COMMIT, not problem, run.commands,

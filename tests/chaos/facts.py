@@ -8,6 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
+from mlflow.entities import RunInfo
+
 from chaos.run import Lost, Run
 from t2i_ray.storage import LocalStore
 from t2i_ray.tracking import Destination
@@ -20,6 +23,9 @@ STANDING = (
 )  # fmt: skip
 #: In a run's folder: what tells of its attempts.
 OF_ATTEMPTS = ("claims/", "checkpoints/", "run.json", "lease.json", "progress.json")
+#: Parameters and tags that a run has for itself, not in common with its twin.
+OWN_PARAMS = ("name", "storage.", "tracking.", "cluster.timeout_s")
+OWN_TAGS = ("mlflow.", "t2i_ray.run", "t2i_ray.attempt", "t2i_ray.model")
 
 
 def facts_of(run: Run) -> dict[str, Any]:
@@ -38,6 +44,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         if file.endswith(".safetensors")
     }
     facts["checkpoints"] = run.checkpoints.steps()
+    facts["checkpoint folders"] = {key.split("/")[1] for key in run.store.list("checkpoints")}
     facts["scores"] = [
         {key: value for key, value in row.items() if not key.startswith("perf/")}
         for row in run.store.read_json("scores.json", [])
@@ -60,10 +67,13 @@ def _shown(run: Run) -> dict[str, Any]:
     (shown,) = found
     facts: dict[str, Any] = {
         "status": (record.status, shown.info.status),
-        "params": len(shown.data.params),
-        "models": len(shown.outputs.model_outputs) if shown.outputs else 0,
+        "models": _models(run, client, shown.info),
         "datasets": [entry.dataset.digest for entry in shown.inputs.dataset_inputs],
     }
+    for kind, values, own in (
+        ("param", shown.data.params, OWN_PARAMS), ("tag", shown.data.tags, OWN_TAGS),
+    ):  # fmt: skip
+        facts |= {f"{kind} {k}": v for k, v in values.items() if not k.startswith(own)}
     for key in sorted(shown.data.metrics):
         history = sorted(
             (m.step, m.value) for m in client.get_metric_history(shown.info.run_id, key)
@@ -75,14 +85,30 @@ def _shown(run: Run) -> dict[str, Any]:
             raise Lost(f"MLflow lacks steps of {key}: it has {len(steps)}")
         if not key.startswith("perf/"):
             facts[f"history {key}"] = history
-    at = (
-        Path(run.site.mlflow.artifacts) / shown.info.experiment_id / shown.info.run_id / "artifacts"
-    )
-    for path in sorted(at.rglob("*")):
-        name = path.relative_to(at).as_posix()
-        if path.is_file() and not name.startswith("attempt_"):  # what a later command was given
-            facts[f"artifact {name}"] = _sum(path.read_bytes()) if path.suffix == ".png" else ""
+    at = _experiment(run, shown.info) / shown.info.run_id / "artifacts"
+    for name in _files(at):
+        if not name.startswith("attempt_"):  # what a later command was given
+            facts[f"artifact {name}"] = _sum((at / name).read_bytes()) if ".png" in name else ""
+    if "artifact config.yaml" not in facts:
+        raise Lost(f"no artifacts in {at}")
     return facts
+
+
+def _models(run: Run, client: MlflowClient, info: RunInfo) -> list[Any]:
+    """Of each model that MLflow has of this run: whether it is whole, and its files."""
+    found = client.search_logged_models([info.experiment_id], f"source_run_id = '{info.run_id}'")
+    models = _experiment(run, info) / "models"
+    return sorted((str(m.status), _files(models / m.model_id / "artifacts")) for m in found)
+
+
+def _experiment(run: Run, info: RunInfo) -> Path:
+    """Where MLflow keeps its files."""
+    return Path(run.site.mlflow.artifacts, str(info.experiment_id))
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of all files, relative to the folder."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def _sum(data: bytes) -> str:
@@ -106,6 +132,7 @@ def _left(run: Run) -> list[str]:
     site = run.site
     left = [f"process {pid}: {title}" for pid, title in site.processes().items()
             if not title.startswith(STANDING)]  # fmt: skip
+    left += [f"orphan {pid}: {title}" for pid, title in site.orphans.items()]
     left += [f"command {driver.pid}" for driver in run.drivers if driver.poll() is None]
     groups = site.cluster.get("/api/v0/placement_groups?limit=1000")["data"]["result"]["result"]
     left += [f"placement group {g['placement_group_id']}" for g in groups
@@ -118,6 +145,7 @@ def _left(run: Run) -> list[str]:
         names = [str(path) for path in store.root.rglob("*")]
     else:
         left += [f"upload {upload['Key']}" for upload in site.uploads()]
+    names += [str(path) for path in site.cache.rglob("*")]
     left += [f"file {key}" for key in names if key.endswith((".part", "/stop")) or ".probe-" in key]
     for path in run.temporary - run.temporary_before:
         left.append(f"temporary {path}: {[str(p.relative_to(path)) for p in path.rglob('*')]}")

@@ -13,7 +13,7 @@ from typing import Literal
 from disk import BALLAST, fill
 
 from chaos.proxy import Mood, Proxy
-from chaos.run import CONTROLLER, Lost, Run, until
+from chaos.run import CONTROLLER, WORKER, Lost, Run, until
 from chaos.site import Site
 
 Deed = Callable[[Run], None]
@@ -29,22 +29,30 @@ class Fault:
         places: where the run may be stored.
         at: what it befalls: a run that it starts itself; one that is at work, which may be any; or
             its end, after which nothing can befall it.
+        ends: whether the command may end of it, so that it must be given again.
+        says: what the run's log must say of it.
     """
 
     name: str
     do: Deed
     places: tuple[str, ...]
     at: Literal["start", "any", "end"]
+    ends: bool
+    says: str
 
 
 FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, *places: str, at: Literal["start", "any", "end"] = "any"
+    name: str,
+    *places: str,
+    at: Literal["start", "any", "end"] = "any",
+    ends: bool = False,
+    says: str = "",
 ) -> Callable[[Deed], Deed]:
     def note(do: Deed) -> Deed:
-        FAULTS[name] = Fault(name, do, places or ("s3", "folder"), at)
+        FAULTS[name] = Fault(name, do, places or ("s3", "folder"), at, ends, says)
         return do
 
     return note
@@ -79,7 +87,7 @@ def killing(kill: Deed) -> Deed:
 
 
 for name, kill in KILLS.items():
-    fault(name)(killing(kill))
+    fault(name, ends=name.startswith(("controller", "driver")))(killing(kill))
 
 
 @fault("rank 0 killed twice")
@@ -92,7 +100,7 @@ def rank_0_killed_twice(run: Run) -> None:
     run.kill(run.rank_0)
 
 
-@fault("driver killed at its start", at="start")
+@fault("driver killed at its start", at="start", ends=True)
 def driver_killed_early(run: Run) -> None:
     run.start()
     time.sleep(run.rng.uniform(0, 15))
@@ -113,7 +121,7 @@ def rank_0_hangs(run: Run) -> None:
     run.kill(run.rank_0, signal.SIGSTOP)
 
 
-@fault("head lost (its state in Redis)")
+@fault("head lost (its state in Redis)", ends=True)
 def head_lost(run: Run) -> None:
     run.reach()
     head = run.site.cluster.head
@@ -126,8 +134,11 @@ def head_lost(run: Run) -> None:
 @fault("two drivers at once", at="start")
 def two_drivers(run: Run) -> None:
     drivers = [run.start(), run.start()]
-    until(lambda: any(d.poll() is not None for d in drivers), "one of two drivers to be refused")
-    if [d.poll() for d in drivers if d.poll() is not None] != [2]:
+    until(
+        lambda: run.durable > 0 and any(d.poll() is not None for d in drivers),
+        "one of two drivers to be refused, and the other to work",
+    )
+    if {d.poll() for d in drivers} != {None, 2}:
         raise Lost(f"of two drivers, these ended so: {[d.poll() for d in drivers]}")
 
 
@@ -154,7 +165,10 @@ def damaged(run: Run, harm: Callable[[Run, str], None]) -> None:
     harm(run, f"checkpoints/step_{run.durable:08d}")
 
 
-@fault("newest checkpoint truncated")
+DAMAGED = "is damaged: "
+
+
+@fault("newest checkpoint truncated", ends=True, says=DAMAGED)
 def truncated(run: Run) -> None:
     def harm(run: Run, folder: str) -> None:
         key = a_file(run, folder)
@@ -164,7 +178,7 @@ def truncated(run: Run) -> None:
     damaged(run, harm)
 
 
-@fault("newest checkpoint, one byte flipped")
+@fault("newest checkpoint, one byte flipped", ends=True, says=DAMAGED)
 def flipped(run: Run) -> None:
     def harm(run: Run, folder: str) -> None:
         key = a_file(run, folder)
@@ -175,7 +189,7 @@ def flipped(run: Run) -> None:
     damaged(run, harm)
 
 
-@fault("newest checkpoint without a manifest")
+@fault("newest checkpoint without a manifest", ends=True)
 def no_manifest(run: Run) -> None:
     damaged(run, lambda run, folder: run.store.delete(f"{folder}/manifest.json"))
 
@@ -188,25 +202,37 @@ def a_file(run: Run, folder: str) -> str:
 # ------------------------------------------------------------------------------------- MLflow
 
 
-def pass_by(run: Run, seconds: tuple[float, float]) -> None:
-    """Some time, or less if the command ends."""
+def pass_by(run: Run, seconds: tuple[float, float], met: Callable[[], bool]) -> None:
+    """Some time, and until the run has met it. Raises Lost: the command ended before it did."""
     end = time.monotonic() + run.rng.uniform(*seconds)
-    while time.monotonic() < end and run.driver.poll() is None:
-        time.sleep(0.1)
+    until(
+        lambda: run.driver.poll() is not None or (time.monotonic() > end and met()),
+        "the run to meet what was done to it",
+    )
+    if not met():
+        raise Lost("the command ended before it met what was done to it")
+
+
+def requests(proxy: Proxy) -> Callable[[], bool]:
+    """Whether one has gone wrong since."""
+    before = proxy.spoiled
+    return lambda: proxy.spoiled > before
 
 
 def spoil(run: Run, proxy: Proxy, mood: Mood, seconds: tuple[float, float] = (3, 15)) -> None:
     """A server behaves so from some step on, for some time."""
     run.reach()
+    met = requests(proxy)
     with proxy.being(mood):
-        pass_by(run, seconds)
+        pass_by(run, seconds, met)
 
 
 @fault("MLflow killed and brought back")
 def mlflow_killed(run: Run) -> None:
     run.reach()
+    met = requests(run.site.to_mlflow)
     run.site.mlflow.stop()
-    time.sleep(run.rng.uniform(0, 10))
+    pass_by(run, (0, 10), met)
     run.site.mlflow.start()
 
 
@@ -252,8 +278,9 @@ def mlflow_cut(run: Run) -> None:
 @fault("S3 killed and brought back", "s3")
 def s3_killed(run: Run) -> None:
     run.reach()
+    met = requests(run.site.to_s3)
     run.site.s3.server.stop_gateway()
-    time.sleep(run.rng.uniform(0, 10))
+    pass_by(run, (0, 10), met)
     run.site.s3.server.start_gateway()
 
 
@@ -282,36 +309,45 @@ def s3_answer_cut(run: Run) -> None:
 def s3_refuses_at_restart(run: Run) -> None:
     run.reach()
     with run.site.to_s3.being(Mood(status=503)):
-        run.kill(run.rank_0)
-        time.sleep(run.rng.uniform(5, 20))
+        kill_and_see_the_next(run)
+        pass_by(run, (5, 20), requests(run.site.to_s3))
 
 
 # --------------------------------------------------------------------------------------- disk
 
 
-@fault("disk full, of the storage", "disk")
+FULL = "No space left on device"
+
+
+@fault("disk full, of the storage", "disk", says=FULL)
 def disk_full(run: Run) -> None:
     run.reach()
     with full(run):
-        pass_by(run, (5, 20))
+        pass_by(run, (5, 20), lambda: FULL in run.said)
 
 
 @fault("disk full while rank 0 is killed", "disk")
 def disk_full_at_restart(run: Run) -> None:
     run.reach()
     with full(run):
-        run.kill(run.rank_0)
-        pass_by(run, (5, 20))
+        kill_and_see_the_next(run)
+        time.sleep(run.rng.uniform(5, 20))
 
 
 @fault("disk full, of the cache", "s3", at="start")
 def cache_full(run: Run) -> None:
     """From the start, when the nodes' cache is empty: what they need of S3 has no room."""
-    assert run.site.disk
-    shutil.rmtree(run.site.disk / "cache", ignore_errors=True)
+    shutil.rmtree(run.site.cache, ignore_errors=True)
     with full(run):
         run.start()
-        pass_by(run, (20, 60))
+        pass_by(run, (30, 60), lambda: any(run.site.cache.glob("*.part")))
+
+
+def kill_and_see_the_next(run: Run) -> None:
+    """Kill rank 0, and wait until workers are there again."""
+    before = {run.rank_0, *run.workers}
+    run.kill(run.rank_0)
+    until(lambda: bool(run.site.processes(WORKER).keys() - before), "workers after the killed ones")
 
 
 @contextmanager

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.facts import differences, facts_of, left_behind
 from chaos.faults import FAULTS
-from chaos.run import COMMANDS, Lost, Run
-from chaos.site import STEPS, Site
+from chaos.run import Lost, Run
+from chaos.site import STEPS, STRETCH, Site
 
-HAND = (
-    4  # faults that befall a run at most: a start of its own for each would take most of the time
-)
+# Faults that befall a run at most: a start of its own for each would take most of the time.
+HAND = 4
 
 
 @dataclass
@@ -43,9 +42,9 @@ def unbroken(site: Site, name: str = "unbroken", steps: int = STEPS) -> Twin:
         run.reach(steps // 2)
         twin.pace = run.recover()
         run.finish()
+        check(run, twin)
     finally:
         run.end()
-    check(run, twin)
     return twin
 
 
@@ -60,18 +59,31 @@ def check(run: Run, twin: Twin) -> dict[str, Any]:
     return facts
 
 
-def deal(names: Sequence[str]) -> list[list[str]]:
-    """Faults one after the other, as hands: those that befall the same run, at a place for all."""
-    hands: list[list[str]] = []
-    for name in names:
-        fault = FAULTS[name]
-        hand = hands[-1] if hands else []
-        full = not hand or len(hand) == HAND or FAULTS[hand[-1]].at == "end"
-        if full or fault.at == "start" or not places([*hand, name]):
-            hands.append([name])
+def deal(names: Sequence[str]) -> list[dict[int, str]]:
+    """Faults, by number, as hands: those that befall the same run, one after the other.
+
+    Each goes to the first hand that can take it: there is a place for all, and of those that begin
+    or end a run there is one.
+    """
+    hands: list[dict[int, str]] = []
+    for number, name in enumerate(names):
+        at = FAULTS[name].at
+        for hand in hands:
+            taken = at != "any" and any(FAULTS[other].at == at for other in hand.values())
+            if len(hand) < HAND and not taken and places([*hand.values(), name]):
+                hand[number] = name
+                break
         else:
-            hand.append(name)
-    return hands
+            hands.append({number: name})
+    order = ("start", "any", "end")
+    return [
+        dict(sorted(h.items(), key=lambda each: order.index(FAULTS[each[1]].at))) for h in hands
+    ]
+
+
+def steps_of(hand: Sized) -> int:
+    """How many a run takes that these befall."""
+    return STRETCH * max(len(hand), 2)
 
 
 def places(hand: Sequence[str]) -> list[str]:
@@ -90,19 +102,22 @@ def play(twin: Twin, hand: Sequence[str], run: Run) -> list[tuple[int, float]]:
         for number, name in enumerate(hand):
             fault = FAULTS[name]
             ends = [run.steps * part // len(hand) for part in (number, number + 1)]
-            run.stretch, run.allowed = range(*ends), COMMANDS * (number + 1)
+            run.stretch = range(*ends)
+            run.may_end += fault.ends
             if fault.at != "start" and not run.commands:
                 run.start()
             fault.do(run)
             step = run.step
             met.append((step, run.recover() - (twin.pace if step else twin.start)))
+            if fault.says not in run.said:
+                raise Lost(f"nothing says {fault.says!r}")
             if fault.at == "end":
                 run.wait()
             run.site.mend()
         run.finish()
+        check(run, twin)
     finally:
         run.end()
-    check(run, twin)
     return met
 
 

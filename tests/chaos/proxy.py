@@ -48,7 +48,7 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self.mood = Mood()
-        self.spoiled = 0  # requests that a mood held for
+        self.spoiled = 0  # requests that a mood held for, or that the other did not answer
         proxy = self
 
         class Handler(_Handler):
@@ -100,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         mood = self.owner.mood
         if mood.methods and self.command not in mood.methods:
             mood = Mood()
-        self.owner.spoiled += mood != Mood()
+        spoiled = mood != Mood()
+        self.owner.spoiled += spoiled
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if mood.delay:
             time.sleep(mood.delay)
@@ -110,6 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             answer = self._pass_on(body, cut=mood.cut_request)
         except (OSError, http.client.HTTPException):
+            self.owner.spoiled += not spoiled
             self._break()
             return
         self._answer(answer, cut=mood.cut_answer)

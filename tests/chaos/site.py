@@ -34,12 +34,13 @@ NODES = 3  # with a logical CPU each: one more than a run needs, so that it need
 DISK_KB = 24 << 10
 #: A run of a few seconds. What is missing here is set by whoever starts it.
 STEPS = 120
+STRETCH = 40  # steps of it for each fault
 EVERY = 8  # steps between two checkpoints
 DOCUMENT: dict[str, Any] = {
     **TINY,
     "train": {**TINY["train"], "steps": STEPS},
     "checkpoint": {"every": EVERY, "keep": 3, "best": "val/frechet_reader", "best_mode": "min"},
-    "evaluation": {"every": 60, "samples": 64},
+    "evaluation": {"every": STRETCH, "samples": 64},
     "cluster": {"workers": 2, "max_failures": -1},  # when to give up is not what is tried here
 }
 
@@ -89,6 +90,11 @@ class Site:
         """For temporary files of the nodes' processes."""
         return self.folder / "tmp"
 
+    @property
+    def cache(self) -> Path:
+        """Copies of what lies on S3, of all nodes."""
+        return (self.disk or self.folder) / "cache"
+
     def prepare(self, at: Path) -> None:
         """Make what all runs share, unless it is in this folder already, and copy it."""
         here = Storage(uri=str(at))
@@ -102,14 +108,25 @@ class Site:
 
     def processes(self, title: str = "ray::") -> dict[int, str]:
         """Processes of the nodes by id, those of this title: of workers, controllers, tasks."""
+        return {pid: words for pid in self._of_nodes if (words := words_of(pid)).startswith(title)}
+
+    @property
+    def orphans(self) -> dict[int, str]:
+        """Processes that a node started, and that are no living node's."""
+        mark = f"\0TMPDIR={self.tmp}\0".encode()
         found = {}
-        nodes = [*self.cluster.nodes, *([self.cluster.head] if self.cluster.head else [])]
-        for pid in [pid for node in nodes for pid in below(node.process.pid)]:
+        for environ in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # it has ended
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-                if words.startswith(title):
-                    found[pid] = words.replace("\0", " ").strip()
-        return found
+                if mark in b"\0" + environ.read_bytes():
+                    found[int(environ.parent.name)] = ""
+        nodes = self._of_nodes  # after it: who is new in between is no orphan
+        return {pid: words for pid in found if pid not in nodes and (words := words_of(pid))}
+
+    @property
+    def _of_nodes(self) -> set[int]:
+        nodes = [*self.cluster.nodes, *([self.cluster.head] if self.cluster.head else [])]
+        roots = [node.process.pid for node in nodes]
+        return {*roots, *(pid for root in roots for pid in below(root))}
 
     def node_of(self, pid: int) -> RayNode:
         """The node that this process belongs to."""
@@ -151,6 +168,14 @@ class Site:
         cluster.wait_for_nodes(1 + NODES, seconds=240)
 
 
+def words_of(pid: int) -> str:
+    """A process's title or command; nothing if it has ended."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        return words.replace("\0", " ").strip()
+    return ""
+
+
 @contextlib.contextmanager
 def site_of(folder: Path, s3: S3Server, mlflow: MlflowServer, prepared: Path) -> Iterator[Site]:
     """A site with these servers, which run already; the cluster's head keeps its state in Redis.
@@ -174,7 +199,7 @@ def site_of(folder: Path, s3: S3Server, mlflow: MlflowServer, prepared: Path) ->
         disk = None if problem else folder / "disk"
         env = {
             "TMPDIR": str(folder / "tmp"),
-            "T2I_RAY_CACHE": str((disk or folder) / "cache"),
+            "T2I_RAY_CACHE": str((disk or folder) / "cache"),  # as Site.cache
             # A lost node is noticed soon, and a lost head is waited for.
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "5",

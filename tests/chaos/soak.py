@@ -69,13 +69,13 @@ def soak(prepared: Path, steps: int, at: range) -> dict[str, Any]:
             run = Run(there, name, "s3", random.Random(1), steps=steps)
             try:
                 with Watch(run) as watch:
-                    run.allowed = len(at)
+                    run.may_end = len(at)
                     run.start()
                     met = [meet(run, *each) for each in zip(steps_of_faults, cycle(DEEDS))]
                     seconds = run.finish()
+                facts = check(run, twin)
             finally:
                 run.end()
-            facts = check(run, twin)
             found[name] = {"seconds": seconds, "memory": watch.series, "faults": met}
             found[name] |= {metric: facts[f"history {metric}"] for metric in CURVES}
     return found
