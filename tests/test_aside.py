@@ -54,7 +54,8 @@ def task_of(process: subprocess.Popen[str], cluster: int) -> int | None:
 def aside(runner: Runner) -> str:
     """A run measured aside to which much happens; what its last attempt printed.
 
-    It is stopped before anything was measured, then finds a damaged checkpoint, and loses a task.
+    It is stopped before anything was measured, then finds a damaged checkpoint, trains to its end
+    while a task is held, and loses that task.
     """
     process = runner.start_training("aside", *ASIDE)
     runner.wait_for_checkpoint("aside", 20)
@@ -76,6 +77,9 @@ def aside(runner: Runner) -> str:
 
     until(appeared)
     assert found[-1]
+    os.kill(found[-1], signal.SIGSTOP)
+    runner.wait_for_checkpoint("aside", STEPS)  # training waits for no measuring
+    assert not (folder / "evaluation").exists()
     os.kill(found[-1], signal.SIGKILL)  # it is tried once more
     return finish(process)
 
