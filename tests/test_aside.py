@@ -213,6 +213,8 @@ def test_sync_sends_what_was_measured_of_every_step(
         for name in run.data.metrics
     }
     assert found == {"d_loss": [(60, 1.0)], "val/x": [(20, 0.2), (60, 0.6)], "test/x": [(60, 0.8)]}
+    files = client.list_artifacts(run.info.run_id, "evaluation")
+    assert [file.path for file in files] == ["evaluation/test.json", "evaluation/val.json"]
 
 
 def test_what_does_not_go_with_it_is_refused(tmp_path: Path) -> None:
