@@ -223,17 +223,18 @@ def _curves(
 
     assert isinstance(axes, Axes)
     thin = 1 + len(step) // 4000  # as many points as there are pixels, and some
-    top = 0.0
+    low, top = 0.0, 0.0
     for name, label, colour, style in curves:
         values = np.asarray(history.get(name, []), float)
         if not len(values):
             continue
         smooth = running_mean(running_mean(values))
+        low = min(low, float(np.nanmin(smooth, initial=0)))
         top = max(top, float(np.nanmax(smooth, initial=0)))
         axes.plot(step[::thin], values[::thin], color=colour, alpha=0.22, lw=0.7)
         axes.plot(step[::thin], smooth[::thin], style, color=colour, lw=1.8, label=label, zorder=3)
-    if top > 0:
-        axes.set_ylim(0, 1.15 * top)  # a spike of one step may leave the picture
+    if low < top:  # a cvae's bound, of a density, may lie below zero
+        axes.set_ylim(1.15 * low, 1.15 * top)  # a spike of one step may leave the picture
     if axes.get_legend_handles_labels()[0]:
         below = (0.5, -0.16)
         axes.legend(loc="upper center", bbox_to_anchor=below, ncols=3, frameon=False, fontsize=9)

@@ -75,6 +75,22 @@ def lists(folder: Path, classes: Mapping[str, list[str]]) -> None:
         write(folder / f"{name}classes.txt", "".join(f"{one}\n" for one in several))
 
 
+def folder(place: Path) -> Layout:
+    """A folder of a user's own with a CSV file, in which a picture has a row for each caption."""
+    rows: dict[str, Row] = {}
+    pictures = {}
+    lines = ["image,caption,class,split"]
+    for number in range(1, 9):
+        kind, split = ("daisy", "rose")[number % 2], {7: "val", 8: "test"}.get(number, "train")
+        key = f"{kind}/{number}.png"
+        write(place / key, image(number, "PNG"))
+        captions = [f"the number {number} on a plain ground", f"a {kind}, number {number}"]
+        lines += [f'{key},"{caption}",{kind},{split}' for caption in captions]
+        rows[key], pictures[key] = (split, kind, captions), number
+    write(place / "captions.csv", "\n".join(lines))
+    return Layout(config.Folder(path=str(place), captions="captions.csv"), rows, pictures)
+
+
 # Picture number -> label; as in the data set, the numbers do not run along the labels.
 LABELS = [3, 1, 1, 2, 4, 3, 5, 2, 1, 5]
 
@@ -265,5 +281,6 @@ def webdataset(folder: Path) -> Layout:
 
 
 LAYOUTS: dict[str, Callable[[Path], Layout]] = {
-    function.__name__: function for function in (oxford, cub, hdf5, coco, parquet, webdataset)
+    function.__name__: function
+    for function in (folder, oxford, cub, hdf5, coco, parquet, webdataset)
 }

@@ -40,21 +40,10 @@ def numbered(number: int, kind: str = "JPEG", **more: Any) -> bytes:
     return content.getvalue()
 
 
-def folder(place: Path) -> config.Folder:
-    """A folder of a user's own."""
-    rows = ["image,caption"]
-    for number in range(1, 4):
-        layouts.write(place / f"{number}.png", numbered(number, "PNG"))
-        rows.append(f"{number}.png,the number {number} on a plain ground")
-    layouts.write(place / "captions.csv", "\n".join(rows))
-    return config.Folder(path=str(place), captions="captions.csv")
-
-
 def sources(place: Path) -> Iterator[config.Source]:
     """One of each kind; those that lie on disk are made at the place."""
     yield config.SyntheticFlowers(images=64)
     yield config.Emoji()
-    yield folder(place / "folder")
     with mock.patch.object(layouts, "image", numbered):
         for name, make in layouts.LAYOUTS.items():
             yield make(place / name).source

@@ -54,7 +54,8 @@ def task_of(process: subprocess.Popen[str], cluster: int) -> int | None:
 def aside(runner: Runner) -> str:
     """A run measured aside to which much happens; what its last attempt printed.
 
-    It is stopped before anything was measured, then finds a damaged checkpoint, and loses a task.
+    It is stopped before anything was measured, then finds a damaged checkpoint, trains to its end
+    while a task is held, and loses that task.
     """
     process = runner.start_training("aside", *ASIDE)
     runner.wait_for_checkpoint("aside", 20)
@@ -76,6 +77,9 @@ def aside(runner: Runner) -> str:
 
     until(appeared)
     assert found[-1]
+    os.kill(found[-1], signal.SIGSTOP)
+    runner.wait_for_checkpoint("aside", STEPS)  # training waits for no measuring
+    assert not (folder / "evaluation").exists()
     os.kill(found[-1], signal.SIGKILL)  # it is tried once more
     return finish(process)
 
@@ -209,6 +213,8 @@ def test_sync_sends_what_was_measured_of_every_step(
         for name in run.data.metrics
     }
     assert found == {"d_loss": [(60, 1.0)], "val/x": [(20, 0.2), (60, 0.6)], "test/x": [(60, 0.8)]}
+    files = client.list_artifacts(run.info.run_id, "evaluation")
+    assert [file.path for file in files] == ["evaluation/test.json", "evaluation/val.json"]
 
 
 def test_what_does_not_go_with_it_is_refused(tmp_path: Path) -> None:

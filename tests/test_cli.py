@@ -194,7 +194,7 @@ def test_model_in_the_registry_draws(runner: Runner, unbroken: str, tmp_path: Pa
         assert picture.size[0] > 100
 
 
-def test_evaluate(runner: Runner, unbroken: str) -> None:
+def test_evaluate(runner: Runner, unbroken: str, tmp_path: Path) -> None:
     store = ["-s", str(runner.folder / "store")]
     output = runner.run("evaluate", unbroken, "--count", "64", *store, env={"COLUMNS": "160"})
     assert "petal_colour" in output
@@ -205,6 +205,9 @@ def test_evaluate(runner: Runner, unbroken: str) -> None:
     run_id = runner.mlflow_run(unbroken).info.run_id
     history = runner.mlflow().get_metric_history(run_id, "test/frechet_reader")
     assert len(history) == 1  # measured again, shown once
+    logged = runner.mlflow().download_artifacts(run_id, "evaluation/test.json", str(tmp_path))
+    stored = runner.folder / f"store/runs/{unbroken}/evaluation/test.json"
+    assert Path(logged).read_bytes() == stored.read_bytes()  # intervals, counts and seeds
 
 
 def test_a_measure_is_the_same_while_training_and_afterwards(runner: Runner, unbroken: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.entities import Metric
 from mlflow_server import MlflowServer
 from past import CAPTIONS, Past, encoders_sweep
 from PIL import Image
@@ -33,7 +34,7 @@ from t2i_ray.compare.statistics import (
     standard_error,
     t_interval,
 )
-from t2i_ray.compare.style import LIGHT
+from t2i_ray.compare.style import LIGHT, colours_of
 from t2i_ray.config import UserError, flatten, operational_names, parse_config
 from t2i_ray.config.identity import identity_of
 from t2i_ray.tracking import PastRun
@@ -462,6 +463,21 @@ def test_grids_that_do_not_compare_are_left_out(past: Past) -> None:
     assert "one pair shows no difference" in found.headline
     found = compare(["rates"], past.uri)
     assert "No seed has a sample grid of every contender" in found.markdown()
+
+
+def test_a_family_of_one_loss_is_drawn_beside_one_of_two(past: Past) -> None:
+    """Its bound is of a density: it may lie below zero, where no GAN's loss does."""
+    params = {"encoder.kind": "bigru", "model.family": "gan_cls"}
+    past.run("gan", params=params, scores={"val/agreement/mean": 0.6})
+    vae = params | {"model.family": "cvae"}
+    run = past.run("vae", params=vae, scores={"val/agreement/mean": 0.5}, curves=False)
+    past.client.log_batch(run, [Metric("g_loss", -1.5 - i / 8, i, i) for i in range(1, 9)])
+    found = compare(["gan", "vae"], past.uri)
+    assert [*found.contenders] == ["family=gan_cls", "family=cvae"]
+    assert "| family=cvae | -2.5000 | -2.0625 | -1.6250 | – | – | – | 1 |" in found.markdown()
+    drawn = np.asarray(Image.open(io.BytesIO(found.pictures()["losses.png"])).convert("RGB"))
+    colour = colours_of(found, LIGHT)(found.contenders["family=cvae"])
+    assert (drawn == list(bytes.fromhex(colour[1:]))).all(2).sum() > 200  # its curve, not cut off
 
 
 def test_learning_rates_of_one_encoder(past: Past) -> None:

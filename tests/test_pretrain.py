@@ -13,6 +13,7 @@ import pytest
 import torch
 from runner import Runner
 from small_gan import DIM, WORDS, TinyEncoder, assert_pieces_add_up, make_config, make_pieces
+from small_models import CAPTIONS, codes, small_models
 from test_pretrained_encoders import SIZES, run, run_config
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -28,6 +29,7 @@ from t2i_ray.families import family_of, objective_of
 from t2i_ray.family import Objective, Piece
 from t2i_ray.losses import structured_loss
 from t2i_ray.pretrain import Tower, make_tower, rebuilding_loss, words_of
+from t2i_ray.runs import run_store
 from t2i_ray.storage import open_store
 from t2i_ray.train import load_pair
 
@@ -158,6 +160,39 @@ def test_a_tower_judges_by_what_it_was_trained_with(tmp_path: Path, loss: str) -
             "structured": (image[:, None] * text).sum(2),
         }
     np.testing.assert_allclose(scores, wanted[loss].numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def xlnet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(small_models(tmp_path_factory.mktemp("models"))["xlnet"])
+
+
+@pytest.mark.parametrize("objective", ["matching", "autoencode"])
+@pytest.mark.parametrize("kind", ["xlnet", "char_cnn_rnn"])
+def test_every_kind_is_pretrained_and_read_again(
+    kind: str, objective: str, xlnet: str, tmp_path: Path
+) -> None:
+    """Without Ray. All of the encoder learns, and what lies there has the codes it ended with."""
+    sections: dict[str, dict[str, Any]] = {
+        "xlnet": {"kind": kind, "model": xlnet, "train": "tuned", "max_tokens": 40},
+        "char_cnn_rnn": {"kind": kind, "channels": [8, 6, 4], "dim": 5},
+    }
+    document = run_config(tmp_path, "pre", sections[kind]).model_dump(mode="json")
+    document["model"]["family"] = objective
+    config = parse_config(document)
+    checkpoint = run(config)
+    average, learning = checkpoint.tensors["encoder_ema"], checkpoint.tensors["encoder"]
+    trained = load_encoder(checkpoint.documents["encoder"])
+    trained.module.load_state_dict(average)
+    names = [name for name, p in trained.module.named_parameters() if p.requires_grad]
+    still = [name for name in names if average[name].equal(learning[name])]
+    assert len(still) < len(names) / 4, still
+
+    place = run_store(open_store(config.storage), "pre").uri + "/encoder"
+    start = {key: value for key, value in sections[kind].items() if key != "model"}
+    document["encoder"] = {**start, "init_from": place}
+    again = build_encoder(parse_config(document).encoder, ["other words"])
+    torch.testing.assert_close(codes(again, CAPTIONS), codes(trained, CAPTIONS), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

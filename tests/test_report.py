@@ -126,6 +126,9 @@ def test_the_figure_shows_what_there_is() -> None:
     part = decode(loss_figure({k: v for k, v in history(50).items() if k in ("step", "d_loss")}))
     assert not (part == blue).all(2).any()
     assert (part == (0xD5, 0x5E, 0x00)).all(2).any()
+    falls = {"step": [*range(50)], "g_loss": [1 - i / 5 for i in range(50)]}
+    drawn = (decode(loss_figure(falls)) == blue).all(2).any(0)
+    assert drawn.mean() > 0.3  # of a picture of two figures: also what is below zero
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,21 @@ def test_a_conditional_dimension_varies_only_where_it_applies() -> None:
     assert shape == [(8, 256), (32, 4), (32, 8)]
 
 
+def test_families_are_compared_like_any_field() -> None:
+    space = {
+        "model.family": {"grid": ["gan_cls", "cvae"]},
+        "model.sigma": {"grid": [0.1, 0.3], "when": {"model.family": ["cvae"]}},
+    }
+    found = trials(sweep(space))
+    models = [(trial.config.model.family, trial.config.model.sigma) for trial in found]
+    assert models == [("gan_cls", 0.3), ("cvae", 0.1), ("cvae", 0.3)]
+    assert [trial.setting.label for trial in found] == [
+        "family=gan_cls",
+        "family=cvae sigma=0.1",
+        "family=cvae sigma=0.3",
+    ]
+
+
 def test_a_field_may_stand_before_what_it_depends_on() -> None:
     encoders = {"a": {"kind": "bigru", "dim": 8}, "b": {"kind": "bigru", "dim": 32}}
     space = {

@@ -155,7 +155,7 @@ def losses(comparison: Comparison, theme: Theme) -> bytes | None:
     lines = -(-len(every) // columns)
     figure = empty_figure(8.6 if columns < 3 else 9.6, 2.5 * lines + 0.5, theme)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    top, colour_of = 0.0, colours_of(comparison, theme)
+    low, top, colour_of = 0.0, 0.0, colours_of(comparison, theme)
     for axes, (name, found) in zip(grid.flat, every.items(), strict=False):
         colour = colour_of(comparison.contenders[name])
         for label, key, style in (("generator", "g_loss", "-"), ("discriminator", "d_loss", "--")):
@@ -163,14 +163,15 @@ def losses(comparison: Comparison, theme: Theme) -> bytes | None:
             for curve in smooth:
                 axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.3, lw=0.8)
             steps, values = mean_curve(smooth)
+            low = min(low, float(values.min(initial=0)))
             top = max(top, float(values.max(initial=0)))
             axes.plot(steps, values, style, color=colour, lw=1.9, label=label)
         axes.set_title(shown(name, 34), fontsize=10, loc="left", color=theme.ink)
         finish(axes, theme)
     for axes in list(grid.flat)[len(every) :]:
         axes.set_visible(False)
-    if top > 0:
-        grid.flat[0].set_ylim(0, 1.2 * top)
+    if low < top:  # a cvae's bound, of a density, may lie below zero
+        grid.flat[0].set_ylim(1.2 * low, 1.2 * top)
     figure.supxlabel("step", fontsize=10, color=theme.ink)
     figure.supylabel("loss (nats)", fontsize=10, color=theme.ink)
     handles, labels = grid.flat[0].get_legend_handles_labels()

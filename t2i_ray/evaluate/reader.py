@@ -102,7 +102,7 @@ class Reader:
 def ensure_reader(store: Store, prepared: Prepared, data: config.Data) -> Reader:
     """The reader of this data and picture size, which is trained unless it is there already.
 
-    Takes about 80 s, in one thread however many there are: another number would give other bits.
+    In one thread, however many there are: another number would give other bits.
     The same data and machine give the same ones; the global random state is left alone.
 
     Args:

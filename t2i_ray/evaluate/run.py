@@ -97,6 +97,7 @@ def evaluate_run(
         {checkpoint.step: measures.metrics},
         timeout=patience,
         attempt=record.attempt,
+        files=[result_key(split)] if step is None else (),  # with intervals, counts and seeds
     )
     newest = read_run(store, record.name)
     if not shown and newest and newest.status != "RUNNING":

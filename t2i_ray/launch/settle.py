@@ -8,7 +8,7 @@ from t2i_ray import tracking
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.claims import Number, Superseded, check
 from t2i_ray.config import Config, parse_config
-from t2i_ray.runs import RunRecord, is_lost, now, read_run, run_store, write_run
+from t2i_ray.runs import RunRecord, is_lost, now, read_run, result_key, run_store, write_run
 from t2i_ray.storage import Store
 from t2i_ray.storage.scratch import scratch
 
@@ -89,7 +89,8 @@ def sync(
         left = checkpoint.documents["tracking"]
         complete = tracking.sync(destination, left, store, patience, attempt=record.attempt)
         if complete and (rows := _measured(place)):
-            complete = tracking.add(destination, left, store, rows, patience, record.attempt)
+            files = filter(place.exists, map(result_key, ("val", "test")))
+            complete = tracking.add(destination, left, store, rows, patience, record.attempt, files)
     model = model and config.model.draws and record.status == "FINISHED"
     if complete and destination and checkpoint and model:
         complete = _log_model(destination, record, checkpoint, config.tracking.register_model)

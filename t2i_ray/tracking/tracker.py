@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -233,6 +233,7 @@ def add(
     rows: Mapping[int, Mapping[str, float]],
     timeout: float,
     attempt: int = 0,
+    files: Iterable[str] = (),
 ) -> bool:
     """Show what was measured on checkpoints afterwards; whether it is all in MLflow.
 
@@ -245,6 +246,7 @@ def add(
         rows: step -> what was measured.
         timeout: seconds.
         attempt: the newest that the caller knows of, if it is later than the snapshot's.
+        files: paths in the run's folder, shown as artifacts of the same paths.
     """
     if destination is None or not snapshot:
         return True
@@ -256,6 +258,8 @@ def add(
     try:
         for step, values in sorted(rows.items()):
             tracker.log(step, values)
+        for path in files:
+            tracker.artifact(f"runs/{about.name}/{path}", path)
         tracker.commit()
         return tracker.flush(timeout)
     finally:
