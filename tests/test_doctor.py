@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
 import boto3
@@ -32,8 +32,10 @@ from t2i_ray.config import Storage, UserError, load_config
 from t2i_ray.data import open_prepared
 from t2i_ray.data.prepare import prepare
 from t2i_ray.doctor import Finding, show
-from t2i_ray.doctor.judge import clock, room
-from t2i_ray.doctor.node import Disk
+from t2i_ray.doctor.finding import Aside
+from t2i_ray.doctor.judge import SLOW, clock, gpus, line, room, versions
+from t2i_ray.doctor.node import About, Disk, try_encoder, try_storage
+from t2i_ray.doctor.nodes import Asked, Place
 from t2i_ray.doctor.table import merged
 from t2i_ray.encoders import build_encoder, caption_rows
 from t2i_ray.launch.joining import _ask, _compare, join
@@ -374,6 +376,79 @@ def test_room_is_what_ray_needs_of_it() -> None:
     sizes = {"ok": (50, 100), "warning": (3, 100), "failed": (0.5, 100)}
     for state, (free, total) in sizes.items():
         assert room("node", Disk("/tmp", int(free * 1e9), int(total * 1e9))).state == state
+
+
+def test_another_version_on_a_node_is_named() -> None:
+    here = {"Ray": "2.60.0", "torch": "2.13.0", "t2i_ray": "0.1.0"}
+    assert versions("node", {**here}, here).state == "ok"
+    row = versions("node", {"Ray": "2.59.0", "torch": "2.13.0"}, here)
+    assert row.state == "failed"
+    assert row.found == "Ray 2.59.0 (driver 2.60.0), t2i_ray None (driver 0.1.0)"
+    assert "same image" in row.remedy
+
+
+@pytest.mark.parametrize(
+    ("counted", "listed", "gpu", "state", "says"),
+    [
+        (2, 1, True, "failed", "Ray counts 2, nvidia-smi lists 1; mend the NVIDIA driver"),
+        (1, 2, True, "warning", "nvidia-smi lists 2, Ray counts 1; start Ray there with"),
+        (2, 2, False, "warning", "H200; the run is on CPUs; set cluster.gpu=true"),
+        (2, 2, True, "ok", "H200; "),
+        (0, 0, False, "ok", "none; "),
+    ],
+)
+def test_gpus_are_those_that_ray_counts_and_the_driver_lists(
+    tmp_path: Path, counted: int, listed: int, gpu: bool, state: str, says: str
+) -> None:
+    config = load_config(write_config(tmp_path, "gpus"), [f"cluster.gpu={str(gpu).lower()}"])
+    place = Place("id", "node", cpus=1.0, gpus=float(counted), actor=None)
+    row = gpus(config, place, About({}, True, ["H200"] * listed, []))
+    assert row.state == state
+    assert f"{row.found}; {row.remedy}".startswith(says)
+
+
+def test_storage_that_is_not_the_drivers_or_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(write_config(tmp_path, "place"))
+    store = open_store(config.storage)
+    row = try_storage(config, "node", "probe")
+    assert row.state == "failed"
+    assert "is not what it is on the driver" in row.found
+    assert "mount the same folder on every node" in row.remedy
+    store.write("probe/driver", b"")
+    assert try_storage(config, "node", "probe").state == "ok"
+    monkeypatch.setattr("t2i_ray.doctor.node.SLOW", 1e9)  # nothing is as fast as that
+    row = try_storage(config, "node", "probe")
+    assert (row.state, row.remedy.partition(":")[0]) == ("warning", "it is slow")
+    assert store.list() == ["probe/driver"]
+
+
+def test_an_encoder_that_does_not_load(tmp_path: Path) -> None:
+    encoder = f"encoder={{kind: huggingface, model: {tmp_path}}}"
+    config = load_config(write_config(tmp_path, "unloadable"), [encoder])
+    (row,) = try_encoder(config, "node", None, embed=True)
+    assert (row.check, row.state) == ("encoder", "failed")
+    assert "encoder.model" in row.found
+    assert row.remedy
+
+
+def test_a_line_between_workers_that_is_slow() -> None:
+    assert line("gloo", SLOW).state == "ok"
+    row = line("gloo", SLOW - 1)
+    assert (row.state, row.found) == ("warning", "gloo")
+    assert "docs/doctor.md" in row.remedy
+
+
+def test_what_has_not_answered_by_its_time_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = Event()
+    look = Aside("clock", lambda: Finding("clock", "node", "ok", str(hangs.wait())), "node")
+    monkeypatch.setattr("ray.wait", lambda asked, timeout: ([], asked))  # as of a node that hangs
+    for row in (look.finding(0.0), Asked("clock", "node", object(), 0.0).answer()):
+        assert (row.check, row.where, row.state) == ("clock", "node", "failed")
+        assert row.found == "no answer in 0 s"
+        assert "--timeout" in row.remedy
+    hangs.set()
 
 
 def test_many_nodes_that_are_well_are_one_row() -> None:
