@@ -25,7 +25,7 @@ from ray_cluster import RayCluster
 from rich.console import Console
 from runner import Runner, finish
 from servers import S3Server
-from small_configs import write_config
+from small_configs import TINY, write_config
 from small_models import small_models
 
 from t2i_ray.config import Storage, UserError, load_config
@@ -186,11 +186,16 @@ def test_a_cluster_that_asks_for_no_token(tmp_path: Path) -> None:
     try:
         cluster.start()
         runner = Runner(cluster, tmp_path / "runs")
-        output = runner.train("unguarded", "cluster.gpu=true", code=2, env=off)
-        (line,) = [line for line in output.splitlines() if line.startswith("warning: ")]
-        assert "the cluster asks for no token" in line
-        assert "RAY_AUTH_MODE=token" in line
+        flowers = ["images=64", "shard_size=32", "image_size=16", "load_size=18"]
+        data: list[str | Path] = ["prepare", "synthetic-flowers", *flowers, "-s", tmp_path]
+        preparing = runner.start(*data, env=off)
+        training = runner.train("unguarded", "cluster.gpu=true", code=2, env=off)
+        for output in (training, finish(preparing)):
+            (line,) = [line for line in output.splitlines() if line.startswith("warning: ")]
+            assert "the cluster asks for no token" in line
+            assert "RAY_AUTH_MODE=token" in line
         output = runner.run("doctor", runner.config("open"), "--timeout", "100", code=1, env=off)
+        assert "warning: " not in output  # its rows tell
         head, node = found(output, "token", "failed")
         assert "answers without one" in head
         assert "whoever reaches it runs any code" in node
@@ -212,6 +217,36 @@ def test_an_address_without_a_cluster(silent: str, mlflow_server: MlflowServer) 
         join("nonsense")
 
 
+#: Makes a running cluster one of another Ray, for as long as a command takes.
+OTHER_RAY = """
+import json, os, subprocess, sys
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER as SPACE
+from ray._raylet import GcsClient
+
+gcs = GcsClient(address=os.environ["RAY_ADDRESS"])
+true = gcs.internal_kv_get(KEY, namespace=SPACE, timeout=30)
+other = json.dumps({**json.loads(true), "ray_version": "2.59.0"}).encode()
+gcs.internal_kv_put(KEY, other, True, namespace=SPACE, timeout=30)
+try:
+    code = subprocess.run([sys.executable, "-m", "t2i_ray", *sys.argv[1:]]).returncode
+finally:
+    gcs.internal_kv_put(KEY, true, True, namespace=SPACE, timeout=30)
+sys.exit(code)
+"""
+
+
+def test_a_cluster_of_another_ray_is_not_joined(runner: Runner) -> None:
+    command = [sys.executable, "-c", OTHER_RAY, "train", str(runner.config("foreign"))]
+    done = subprocess.run(command, capture_output=True, text=True, env=runner.cluster.env)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert f"127.0.0.1:{runner.cluster.port}: it runs Ray 2.59.0" in line
+    assert "same image" in line
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (runner.folder / "store/runs/foreign").exists()
+
+
 def test_other_versions_are_named() -> None:
     theirs = json.dumps({"ray_version": "2.59.0", "python_version": "3.10.1"}).encode()
     with pytest.raises(UserError, match=r"Ray 2\.59\.0 and Python 3\.10\.1, and this process") as e:
@@ -220,7 +255,10 @@ def test_other_versions_are_named() -> None:
     _compare(b"", "cluster.address=head:6379")  # says nothing: ray.init will
 
 
-def test_a_bucket_that_may_only_be_read(keys: S3Server) -> None:
+def test_storage_and_mlflow_that_can_not_be_used_end_it_in_one_line(
+    runner: Runner, keys: S3Server, secured: MlflowServer
+) -> None:
+    """All at once: each takes seconds to start."""
     client = boto3.client("s3", endpoint_url=keys.endpoint)
     client.create_bucket(Bucket="read-only")
     deny = {
@@ -231,8 +269,46 @@ def test_a_bucket_that_may_only_be_read(keys: S3Server) -> None:
     }
     policy = {"Version": "2012-10-17", "Statement": [deny]}
     client.put_bucket_policy(Bucket="read-only", Policy=json.dumps(policy))
-    with pytest.raises(UserError, match=r"storage\.uri=s3://read-only/x: .*AccessDenied; .*grant"):
-        check_writable(open_store(Storage(uri="s3://read-only/x", endpoint=keys.endpoint)))
+
+    nameless = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}
+    none_there, denied = "no-such-bucket", "read-only"
+    cases: list[tuple[str, list[str], list[str]]] = [
+        ("train", on(keys.endpoint, none_there), [none_there, "NoSuchBucket", "create the bucket"]),
+        ("tune", on(keys.endpoint, none_there), [none_there, "NoSuchBucket", "create the bucket"]),
+        ("train", on(keys.endpoint, denied), ["s3://read-only/x", "AccessDenied", "grant"]),
+        ("train", on("http://127.0.0.1:9", "bucket"), ["s3://bucket/x", "mend storage.endpoint"]),
+        (
+            "train",
+            [*on(keys.endpoint, keys.bucket), f"tracking.uri={secured.uri}"],
+            [secured.uri, "asks for a password (401)", "set MLFLOW_TRACKING_USERNAME"],
+        ),
+    ]
+    space = {
+        "evaluation": {"every": 20, "samples": 32},
+        "space": {"optim.lr_g": {"grid": [0.001]}},
+        "search": {"metric": "val/frechet_reader", "mode": "min"},
+    }
+    files = {
+        "train": runner.config("unstored"),
+        "tune": runner.config("unstored-sweep", {**TINY, **space}),
+    }
+    started = [
+        runner.start(command, files[command], *overrides, env=nameless)
+        for command, overrides, _ in cases
+    ]
+    outputs = [finish(process, code=2) for process in started]
+    for (_, _, says), output in zip(cases, outputs, strict=True):
+        (line,) = output.strip().splitlines()  # neither data nor workers were begun with
+        assert line.startswith("error: "), output
+        for part in says:
+            assert part in line, output
+    found = open_store(Storage(uri=f"s3://{keys.bucket}/x", endpoint=keys.endpoint))
+    assert found.list() == []
+
+
+def on(endpoint: str, bucket: str) -> list[str]:
+    """A place in a bucket, as overrides."""
+    return [f"storage.uri=s3://{bucket}/x", f"storage.endpoint={endpoint}"]
 
 
 def test_a_server_that_takes_connections_and_says_nothing(
