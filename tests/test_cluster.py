@@ -362,6 +362,8 @@ def test_exit_codes_and_no_secret_anywhere(site: Site, trained: str, swept: str)
 
 #: Every command with relative paths: what it is to say, and its exit code.
 COMMANDS = {
+    "t2i-ray doctor trained.yaml --timeout 200": (0, "gloo, 2 processes on 2 nodes"),
+    "t2i-ray doctor trained.yaml storage.uri=here": (2, f"storage.uri=here: {RELATIVE}"),
     "t2i-ray train trained.yaml storage.uri=here": (2, f"storage.uri=here: {RELATIVE}"),
     "t2i-ray train trained.yaml evaluation.inception=w": (2, f"evaluation.inception=w: {RELATIVE}"),
     "t2i-ray tune swept.yaml storage.uri=here": (2, f"storage.uri=here: {RELATIVE}"),

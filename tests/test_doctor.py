@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
 import boto3
@@ -25,15 +25,17 @@ from ray_cluster import RayCluster
 from rich.console import Console
 from runner import Runner, finish
 from servers import S3Server
-from small_configs import write_config
+from small_configs import TINY, write_config
 from small_models import small_models
 
 from t2i_ray.config import Storage, UserError, load_config
 from t2i_ray.data import open_prepared
 from t2i_ray.data.prepare import prepare
 from t2i_ray.doctor import Finding, show
-from t2i_ray.doctor.judge import clock, room
-from t2i_ray.doctor.node import Disk
+from t2i_ray.doctor.finding import Aside
+from t2i_ray.doctor.judge import SLOW, clock, gpus, line, room, versions
+from t2i_ray.doctor.node import About, Disk, try_encoder, try_storage
+from t2i_ray.doctor.nodes import Asked, Place
 from t2i_ray.doctor.table import merged
 from t2i_ray.encoders import build_encoder, caption_rows
 from t2i_ray.launch.joining import _ask, _compare, join
@@ -184,11 +186,16 @@ def test_a_cluster_that_asks_for_no_token(tmp_path: Path) -> None:
     try:
         cluster.start()
         runner = Runner(cluster, tmp_path / "runs")
-        output = runner.train("unguarded", "cluster.gpu=true", code=2, env=off)
-        (line,) = [line for line in output.splitlines() if line.startswith("warning: ")]
-        assert "the cluster asks for no token" in line
-        assert "RAY_AUTH_MODE=token" in line
+        flowers = ["images=64", "shard_size=32", "image_size=16", "load_size=18"]
+        data: list[str | Path] = ["prepare", "synthetic-flowers", *flowers, "-s", tmp_path]
+        preparing = runner.start(*data, env=off)
+        training = runner.train("unguarded", "cluster.gpu=true", code=2, env=off)
+        for output in (training, finish(preparing)):
+            (line,) = [line for line in output.splitlines() if line.startswith("warning: ")]
+            assert "the cluster asks for no token" in line
+            assert "RAY_AUTH_MODE=token" in line
         output = runner.run("doctor", runner.config("open"), "--timeout", "100", code=1, env=off)
+        assert "warning: " not in output  # its rows tell
         head, node = found(output, "token", "failed")
         assert "answers without one" in head
         assert "whoever reaches it runs any code" in node
@@ -210,6 +217,36 @@ def test_an_address_without_a_cluster(silent: str, mlflow_server: MlflowServer) 
         join("nonsense")
 
 
+#: Makes a running cluster one of another Ray, for as long as a command takes.
+OTHER_RAY = """
+import json, os, subprocess, sys
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER as SPACE
+from ray._raylet import GcsClient
+
+gcs = GcsClient(address=os.environ["RAY_ADDRESS"])
+true = gcs.internal_kv_get(KEY, namespace=SPACE, timeout=30)
+other = json.dumps({**json.loads(true), "ray_version": "2.59.0"}).encode()
+gcs.internal_kv_put(KEY, other, True, namespace=SPACE, timeout=30)
+try:
+    code = subprocess.run([sys.executable, "-m", "t2i_ray", *sys.argv[1:]]).returncode
+finally:
+    gcs.internal_kv_put(KEY, true, True, namespace=SPACE, timeout=30)
+sys.exit(code)
+"""
+
+
+def test_a_cluster_of_another_ray_is_not_joined(runner: Runner) -> None:
+    command = [sys.executable, "-c", OTHER_RAY, "train", str(runner.config("foreign"))]
+    done = subprocess.run(command, capture_output=True, text=True, env=runner.cluster.env)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert f"127.0.0.1:{runner.cluster.port}: it runs Ray 2.59.0" in line
+    assert "same image" in line
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (runner.folder / "store/runs/foreign").exists()
+
+
 def test_other_versions_are_named() -> None:
     theirs = json.dumps({"ray_version": "2.59.0", "python_version": "3.10.1"}).encode()
     with pytest.raises(UserError, match=r"Ray 2\.59\.0 and Python 3\.10\.1, and this process") as e:
@@ -218,7 +255,10 @@ def test_other_versions_are_named() -> None:
     _compare(b"", "cluster.address=head:6379")  # says nothing: ray.init will
 
 
-def test_a_bucket_that_may_only_be_read(keys: S3Server) -> None:
+def test_storage_and_mlflow_that_can_not_be_used_end_it_in_one_line(
+    runner: Runner, keys: S3Server, secured: MlflowServer
+) -> None:
+    """All at once: each takes seconds to start."""
     client = boto3.client("s3", endpoint_url=keys.endpoint)
     client.create_bucket(Bucket="read-only")
     deny = {
@@ -229,8 +269,46 @@ def test_a_bucket_that_may_only_be_read(keys: S3Server) -> None:
     }
     policy = {"Version": "2012-10-17", "Statement": [deny]}
     client.put_bucket_policy(Bucket="read-only", Policy=json.dumps(policy))
-    with pytest.raises(UserError, match=r"storage\.uri=s3://read-only/x: .*AccessDenied; .*grant"):
-        check_writable(open_store(Storage(uri="s3://read-only/x", endpoint=keys.endpoint)))
+
+    nameless = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}
+    none_there, denied = "no-such-bucket", "read-only"
+    cases: list[tuple[str, list[str], list[str]]] = [
+        ("train", on(keys.endpoint, none_there), [none_there, "NoSuchBucket", "create the bucket"]),
+        ("tune", on(keys.endpoint, none_there), [none_there, "NoSuchBucket", "create the bucket"]),
+        ("train", on(keys.endpoint, denied), ["s3://read-only/x", "AccessDenied", "grant"]),
+        ("train", on("http://127.0.0.1:9", "bucket"), ["s3://bucket/x", "mend storage.endpoint"]),
+        (
+            "train",
+            [*on(keys.endpoint, keys.bucket), f"tracking.uri={secured.uri}"],
+            [secured.uri, "asks for a password (401)", "set MLFLOW_TRACKING_USERNAME"],
+        ),
+    ]
+    space = {
+        "evaluation": {"every": 20, "samples": 32},
+        "space": {"optim.lr_g": {"grid": [0.001]}},
+        "search": {"metric": "val/frechet_reader", "mode": "min"},
+    }
+    files = {
+        "train": runner.config("unstored"),
+        "tune": runner.config("unstored-sweep", {**TINY, **space}),
+    }
+    started = [
+        runner.start(command, files[command], *overrides, env=nameless)
+        for command, overrides, _ in cases
+    ]
+    outputs = [finish(process, code=2) for process in started]
+    for (_, _, says), output in zip(cases, outputs, strict=True):
+        (line,) = output.strip().splitlines()  # neither data nor workers were begun with
+        assert line.startswith("error: "), output
+        for part in says:
+            assert part in line, output
+    found = open_store(Storage(uri=f"s3://{keys.bucket}/x", endpoint=keys.endpoint))
+    assert found.list() == []
+
+
+def on(endpoint: str, bucket: str) -> list[str]:
+    """A place in a bucket, as overrides."""
+    return [f"storage.uri=s3://{bucket}/x", f"storage.endpoint={endpoint}"]
 
 
 def test_a_server_that_takes_connections_and_says_nothing(
@@ -374,6 +452,79 @@ def test_room_is_what_ray_needs_of_it() -> None:
     sizes = {"ok": (50, 100), "warning": (3, 100), "failed": (0.5, 100)}
     for state, (free, total) in sizes.items():
         assert room("node", Disk("/tmp", int(free * 1e9), int(total * 1e9))).state == state
+
+
+def test_another_version_on_a_node_is_named() -> None:
+    here = {"Ray": "2.60.0", "torch": "2.13.0", "t2i_ray": "0.1.0"}
+    assert versions("node", {**here}, here).state == "ok"
+    row = versions("node", {"Ray": "2.59.0", "torch": "2.13.0"}, here)
+    assert row.state == "failed"
+    assert row.found == "Ray 2.59.0 (driver 2.60.0), t2i_ray None (driver 0.1.0)"
+    assert "same image" in row.remedy
+
+
+@pytest.mark.parametrize(
+    ("counted", "listed", "gpu", "state", "says"),
+    [
+        (2, 1, True, "failed", "Ray counts 2, nvidia-smi lists 1; mend the NVIDIA driver"),
+        (1, 2, True, "warning", "nvidia-smi lists 2, Ray counts 1; start Ray there with"),
+        (2, 2, False, "warning", "H200; the run is on CPUs; set cluster.gpu=true"),
+        (2, 2, True, "ok", "H200; "),
+        (0, 0, False, "ok", "none; "),
+    ],
+)
+def test_gpus_are_those_that_ray_counts_and_the_driver_lists(
+    tmp_path: Path, counted: int, listed: int, gpu: bool, state: str, says: str
+) -> None:
+    config = load_config(write_config(tmp_path, "gpus"), [f"cluster.gpu={str(gpu).lower()}"])
+    place = Place("id", "node", cpus=1.0, gpus=float(counted), actor=None)
+    row = gpus(config, place, About({}, True, ["H200"] * listed, []))
+    assert row.state == state
+    assert f"{row.found}; {row.remedy}".startswith(says)
+
+
+def test_storage_that_is_not_the_drivers_or_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(write_config(tmp_path, "place"))
+    store = open_store(config.storage)
+    row = try_storage(config, "node", "probe")
+    assert row.state == "failed"
+    assert "is not what it is on the driver" in row.found
+    assert "mount the same folder on every node" in row.remedy
+    store.write("probe/driver", b"")
+    assert try_storage(config, "node", "probe").state == "ok"
+    monkeypatch.setattr("t2i_ray.doctor.node.SLOW", 1e9)  # nothing is as fast as that
+    row = try_storage(config, "node", "probe")
+    assert (row.state, row.remedy.partition(":")[0]) == ("warning", "it is slow")
+    assert store.list() == ["probe/driver"]
+
+
+def test_an_encoder_that_does_not_load(tmp_path: Path) -> None:
+    encoder = f"encoder={{kind: huggingface, model: {tmp_path}}}"
+    config = load_config(write_config(tmp_path, "unloadable"), [encoder])
+    (row,) = try_encoder(config, "node", None, embed=True)
+    assert (row.check, row.state) == ("encoder", "failed")
+    assert "encoder.model" in row.found
+    assert row.remedy
+
+
+def test_a_line_between_workers_that_is_slow() -> None:
+    assert line("gloo", SLOW).state == "ok"
+    row = line("gloo", SLOW - 1)
+    assert (row.state, row.found) == ("warning", "gloo")
+    assert "docs/doctor.md" in row.remedy
+
+
+def test_what_has_not_answered_by_its_time_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = Event()
+    look = Aside("clock", lambda: Finding("clock", "node", "ok", str(hangs.wait())), "node")
+    monkeypatch.setattr("ray.wait", lambda asked, timeout: ([], asked))  # as of a node that hangs
+    for row in (look.finding(0.0), Asked("clock", "node", object(), 0.0).answer()):
+        assert (row.check, row.where, row.state) == ("clock", "node", "failed")
+        assert row.found == "no answer in 0 s"
+        assert "--timeout" in row.remedy
+    hangs.set()
 
 
 def test_many_nodes_that_are_well_are_one_row() -> None:

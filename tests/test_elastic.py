@@ -23,7 +23,7 @@ from small_configs import write_config
 from t2i_ray.checkpoint import Checkpoints
 from t2i_ray.config import UserError, load_config, parse_sweep
 from t2i_ray.data import prepare
-from t2i_ray.launch.cluster import lacking
+from t2i_ray.launch.cluster import lacking, shortfalls
 from t2i_ray.launch.elastic import Room, fitting
 from t2i_ray.runs import run_store
 from t2i_ray.storage import open_store
@@ -50,6 +50,24 @@ def test_elastic_settings_are_checked(tmp_path: Path) -> None:
     document["evaluation"]["every"] = document["train"]["steps"]
     with pytest.raises(UserError, match=r"min_workers=1: the trials of a sweep.*leave it out"):
         parse_sweep(document)
+
+
+@pytest.mark.parametrize(
+    ("limits", "final"),
+    [({"CPU": 3}, False), ({"CPU": 2}, True), ({"GPU": 8}, True), (None, False)],
+)
+def test_more_than_an_autoscalers_limits_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int] | None, final: bool
+) -> None:
+    """The limits as Ray tells them; the autoscalers that come with it tell none."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr("ray.nodes", list)
+    told = "ray._private.state.state.get_max_resources_from_cluster_config"
+    monkeypatch.setattr(told, lambda: limits)
+    overrides = ["cluster.workers=3", "train.micro_batches=4", "cluster.address=head:6379"]
+    ((problem, in_vain),) = shortfalls(load_config(write_config(tmp_path, "a"), overrides))
+    assert "cluster.workers=3 need 3 CPUs and the cluster has 1" in problem
+    assert in_vain == final
 
 
 def test_workers_that_fit_leave_room_for_what_measures_aside() -> None:

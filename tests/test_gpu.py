@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from runner import Runner
+from servers import free_port
+
+from t2i_ray.doctor.reduce import all_reduce
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -23,3 +26,17 @@ def test_deterministic_runs_on_a_gpu_are_equal_bit_for_bit(runner: Runner) -> No
     for name in ("gpu-a", "gpu-b"):
         runner.train(name, *options, env={"RAY_ADDRESS": "local"})
     assert runner.sums("gpu-a", 60) == runner.sums("gpu-b", 60)
+
+
+def test_doctor_on_a_gpu(runner: Runner) -> None:
+    output = runner.run(
+        "doctor", runner.config("gpu-doctor"), "--timeout", "100", "cluster.gpu=true",
+        "cluster.address=local", env={"RAY_ADDRESS": "local"},
+    )  # fmt: skip
+    assert [line for line in output.splitlines() if line.split()[:2] == ["ok", "GPUs"]], output
+
+
+def test_an_all_reduce_of_one_over_nccl() -> None:
+    """With one worker doctor leaves it out; it raises what NCCL raises, or if the sum is wrong."""
+    address = f"127.0.0.1:{free_port()}"
+    assert all_reduce(0, 1, address, gpu=True, seconds=60) == 0  # it sends nothing to others

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from t2i_ray import config
 from t2i_ray.config import UserError
 from t2i_ray.data import open_prepared, prepare
 from t2i_ray.encoders import embeddings
+from t2i_ray.launch.cluster import PLAIN_CHECKSUMS, ray_storage
 from t2i_ray.storage import (
     MissingKey,
     PatientStore,
@@ -555,6 +558,54 @@ def test_what_s3_refuses_is_one_line_without_secrets(
             store.write("key", b"")
         assert secret not in str(raised.value)
         assert raised.value.__suppress_context__  # nor in a traceback
+
+
+def test_credentials_of_a_role(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a container is given them: asked for by our client, and by pyarrow's for Ray Train."""
+    credentials = {
+        "AccessKeyId": s3.env["AWS_ACCESS_KEY_ID"],
+        "SecretAccessKey": s3.env["AWS_SECRET_ACCESS_KEY"],
+        "Token": "",
+        "Expiration": "2100-01-01T00:00:00Z",
+    }
+    asked: list[str] = []
+
+    class Role(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            body = json.dumps(credentials).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    document = {"uri": f"s3://{s3.bucket}/{tmp_path.name}", "endpoint": s3.endpoint}
+    run = config.parse_config({"name": "role", "train": {"steps": 1}, "storage": document})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Role) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/role"
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", address)
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "who-asks")
+        for name, value in PLAIN_CHECKSUMS.items():  # as is done before a cluster is joined
+            monkeypatch.setenv(name, value)
+        store = open_store(run.storage)
+        store.write("ray/ours", b"1")
+        assert asked == ["who-asks"]
+        path, filesystem = ray_storage(run, store)
+        with filesystem.open_input_stream(f"{path}/ours") as file:
+            assert file.read() == b"1"
+        with filesystem.open_output_stream(f"{path}/theirs") as file:
+            file.write(b"2")
+        server.shutdown()
+    assert store.read("ray/theirs") == b"2"
+    assert len(asked) > 1
+    assert set(asked) == {"who-asks"}
 
 
 def test_a_server_that_is_not_there(s3_away: config.Storage) -> None:

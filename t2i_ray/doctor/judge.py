@@ -13,6 +13,7 @@ from t2i_ray.doctor.nodes import Place
 from t2i_ray.launch import START_WITH_TOKEN, shortfalls
 
 GB = 1e9
+SLOW = 100e6  # bytes a second: less than a gigabit line gives
 ROOM, FULL = 1.0, 0.95  # GB under which nothing works; share from which Ray makes no objects
 SKEW, LOST = 2.0, 60.0  # seconds between clocks that mislead, and that break things
 
@@ -116,3 +117,11 @@ def clock(where: str, ask: Callable[[], tuple[float, float, float]], tries: int 
         state, remedy = ("failed" if abs(skew) > LOST else "warning"), "set it right (NTP)"
         return Finding("clock", where, "failed" if state == "failed" else "warning", found, remedy)
     return Finding("clock", where, "ok", found, weight=abs(skew))
+
+
+def line(found: str, speed: float) -> Finding:
+    """Whether the workers' line, over which an all-reduce moved so many bytes a second, will do."""
+    if speed < SLOW:
+        remedy = "see docs/doctor.md: the line is slow"
+        return Finding("all-reduce", DRIVER, "warning", found, remedy)
+    return Finding("all-reduce", DRIVER, "ok", found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -41,13 +41,13 @@ class Asked:
     where: str
     reference: Any
     until: float  # of time.monotonic
+    asked: float = field(default_factory=time.monotonic)
 
     def answer(self) -> Any:
         """The node's answer, or a Finding why there is none."""
-        begun = time.monotonic()
-        left = max(0.0, self.until - begun)
+        left = max(0.0, self.until - time.monotonic())
         if not ray.wait([self.reference], timeout=left)[0]:
-            return unanswered(self.check, self.where, left)
+            return unanswered(self.check, self.where, time.monotonic() - self.asked)
         try:
             return ray.get(self.reference)
         except RayTaskError as error:

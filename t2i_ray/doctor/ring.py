@@ -9,10 +9,9 @@ from typing import Any
 import ray
 
 from t2i_ray.config import Config
+from t2i_ray.doctor import judge
 from t2i_ray.doctor.finding import DRIVER, Finding
 from t2i_ray.doctor.nodes import Asked, Place, start
-
-SLOW = 100e6  # bytes a second: less than a gigabit line gives
 
 
 class Ring:
@@ -67,11 +66,7 @@ class Ring:
         speed = min(answers)
         nodes = len({member.node for member in self._members})
         found = f"{kind}, {world} processes on {nodes} nodes: {speed / 1e6:.0f} MB/s each way"
-        if speed < SLOW:
-            return [
-                Finding(check, DRIVER, "warning", found, "see docs/doctor.md: the line is slow")
-            ]
-        return [Finding(check, DRIVER, "ok", found)]
+        return [judge.line(found, speed)]
 
     def _reduce(self, member: Place, rank: int, world: int, address: str, left: float) -> Any:
         return member.actor.reduce.remote(rank, world, address, self._config.cluster.gpu, left)

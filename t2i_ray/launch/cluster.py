@@ -53,17 +53,20 @@ def connect(config: Config) -> None:
             storage.
     """
     reach(config.cluster, config.storage)
-    if _address(config.cluster) != ALONE and refuses_strangers() is False:
-        open_to_all = "the cluster asks for no token: whoever reaches its head runs any code there"
-        print(f"warning: {open_to_all}; {START_WITH_TOKEN}", flush=True)
     for problem, final in shortfalls(config):
         if final:
             raise UserError(problem)
         print(f"warning: {problem}; or it must grow", flush=True)
 
 
-def reach(cluster: Cluster, storage: Storage) -> None:
-    """Join the cluster, or start one on this machine. Raises UserError: it can't be joined."""
+def reach(cluster: Cluster, storage: Storage, *, tell: bool = True) -> None:
+    """Join the cluster, or start one on this machine. Raises UserError: it can't be joined.
+
+    Args:
+        cluster: the section of a config.
+        storage: the same.
+        tell: warn of a cluster that whoever reaches it may join.
+    """
     address = _address(cluster)
     alone = address == ALONE
     settings = RAY_SETTINGS | (OWN_CLUSTER_SETTINGS if alone else JOINED_SETTINGS)
@@ -71,15 +74,16 @@ def reach(cluster: Cluster, storage: Storage) -> None:
     settings |= PLAIN_CHECKSUMS if storage.endpoint else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    if ray.is_initialized():
-        return
-    if alone:
+    if not ray.is_initialized() and alone:
         start_own(
             include_dashboard=False,  # eight processes for a cluster that nobody visits
             _node_ip_address="127.0.0.1",
         )
-    else:
+    elif not ray.is_initialized():
         join(address)
+    if tell and not alone and refuses_strangers() is False:
+        open_to_all = "the cluster asks for no token: whoever reaches its head runs any code there"
+        print(f"warning: {open_to_all}; {START_WITH_TOKEN}", flush=True)
 
 
 def _address(cluster: Cluster) -> str:
