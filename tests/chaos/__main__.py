@@ -69,9 +69,9 @@ def sitting(there: Site, ledger: Ledger, seed: int, faults: list[str]) -> None:
     unbroken(there, "warm")  # a site's first takes longer than any other
     twins: dict[int, Twin] = {}  # by the steps that they take
     done = {row.round for row in ledger.of(seed)}
-    for numbered in deal(faults):
-        if done.issuperset(numbered):
-            continue
+    hands = [hand for hand in deal(faults) if not done.issuperset(hand)]
+    while hands:
+        numbered = hands.pop(0)
         steps = steps_of(numbered)
         if steps not in twins:
             twins[steps] = twin = unbroken(there, f"unbroken-{steps}", steps)
@@ -88,7 +88,9 @@ def sitting(there: Site, ledger: Ledger, seed: int, faults: list[str]) -> None:
             keep(run, folder)
         else:
             forget(run)
-        for (number, name), (step, lost) in zip(numbered.items(), met, strict=True):
+        if left := dict(list(numbered.items())[len(met) :]):
+            hands.insert(0, left)  # for another run
+        for (number, name), (step, lost) in zip(numbered.items(), met, strict=False):
             ledger.add(
                 Row(
                     seed, number, name, where, step, COMMIT, not problem, run.commands,

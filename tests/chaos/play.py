@@ -10,7 +10,7 @@ from typing import Any
 
 from chaos.facts import differences, facts_of, left_behind
 from chaos.faults import FAULTS
-from chaos.run import Lost, Run
+from chaos.run import Lost, Over, Run
 from chaos.site import STEPS, STRETCH, Site
 
 # Faults that befall a run at most: a start of its own for each would take most of the time.
@@ -94,10 +94,12 @@ def places(hand: Sequence[str]) -> list[str]:
 def play(twin: Twin, hand: Sequence[str], run: Run) -> list[tuple[int, float]]:
     """Inflict these faults; of each the step at which it came, and the seconds that it cost.
 
+    The last ones may be left over: some faults take long, and the run goes on meanwhile.
+
     Raises:
         Lost: the run did not recover, or not as its twin.
     """
-    met = []
+    met: list[tuple[int, float]] = []
     try:
         for number, name in enumerate(hand):
             fault = FAULTS[name]
@@ -106,7 +108,13 @@ def play(twin: Twin, hand: Sequence[str], run: Run) -> list[tuple[int, float]]:
             run.may_end += fault.ends
             if fault.at != "start" and not run.commands:
                 run.start()
-            fault.do(run)
+            try:
+                fault.do(run)
+            except Over:
+                if not met:
+                    raise
+                run.may_end -= fault.ends
+                break
             step = run.step
             met.append((step, run.recover() - (twin.pace if step else twin.start)))
             if fault.says not in run.said:

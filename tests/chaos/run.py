@@ -31,6 +31,10 @@ class Lost(Exception):  # noqa: N818 - a finding, not a fault of the suite
     """What the run promises is not kept."""
 
 
+class Over(Lost):
+    """The run was all but done before a fault could come."""
+
+
 class Run:
     """A run of its own name.
 
@@ -177,14 +181,17 @@ class Run:
         return max(self.checkpoints.steps(), default=0)
 
     def reach(self, step: int | None = None, after: float = 0.5) -> None:
-        """Until so many steps are durable (none: some of its stretch), and a moment longer."""
+        """Until so many steps are durable (none: some of its stretch), and a moment longer.
+
+        Raises Over if too few are left for something to go wrong.
+        """
         of = self.stretch
         # One at least: whoever struck at step 0 has struck before the run was at work.
         wanted = max(1, of.start + self.rng.randrange(len(of) // 2)) if step is None else step
 
         def there() -> bool:
-            if self.attend():
-                raise Lost("all was done before the fault could come")
+            if self.attend() or self.durable >= self.steps - EVERY:
+                raise Over(f"{self.durable} of {self.steps} steps were done before step {wanted}")
             # What a fault is to befall must be there: no group that is only just starting.
             return self.durable >= wanted and {self.rank_0} < self.site.processes(WORKER).keys()
 

@@ -88,7 +88,7 @@ def test_mlflow_and_s3_fail_in_every_way(site: Site, twin: Twin) -> None:
 def test_a_full_disk_a_lost_node_and_a_killed_controller(site: Site, twin: Twin) -> None:
     hand = ["disk full, of the storage"] * bool(site.disk) + ["node lost", "controller killed"]
     run = Run(site, "nodes", "disk" if site.disk else "folder", random.Random(3))
-    play(twin, hand, run)
+    assert len(play(twin, hand, run)) == len(hand)
     assert run.commands == 2  # for the controller
     if not site.disk:
         pytest.skip("all but the full disk: a small one can't be mounted here")
