@@ -38,7 +38,7 @@ from t2i_ray.tracking import About, Dataset, Destination, Tracker, describe, set
 from t2i_ray.tracking.about import ATTEMPT_TAG, PARAM_LENGTH, REASON_TAG, scrub
 from t2i_ray.tracking.publisher import Noting
 from t2i_ray.tracking.server import connect, ensure_run, find_run, search
-from t2i_ray.tracking.spool import Spool, metric_name
+from t2i_ray.tracking.spool import Spool, metric_name, unpacked
 
 History = dict[str, list[tuple[int, float]]]
 
@@ -215,7 +215,9 @@ def test_nothing_is_published_before_its_checkpoint_and_each_step_once(
     file = client.download_artifacts(run.info.run_id, "samples/grid.png")
     assert Path(file).read_bytes() == b"a picture"
     times = [m.timestamp for m in client.get_metric_history(run.info.run_id, "loss/d")]
-    assert times == snapshot["spool"]["times"]  # when it was measured, not when it was sent
+    assert times == [
+        *unpacked("q", snapshot["spool"]["times"])
+    ]  # when it was measured, not when it was sent
 
 
 def test_nan_and_infinity_pass_the_server_and_are_stored_once(

@@ -46,8 +46,12 @@ def test_workers_that_are_not_told_the_address_leave_all_to_the_driver(runner: R
     relative = {"MLFLOW_TRACKING_URI": "sqlite:///here.db?timeout=60"}
     output = runner.train("untold", env=relative)
     assert "MLflow: untold: the driver's is not known here" in output
-    output += runner.run("tune", runner.config("unswept", sweep), env=env)
-    assert "MLflow is behind" not in output
+    for _ in range(3):  # on a slow machine it may be behind, and says what to do
+        swept = runner.run("tune", runner.config("unswept", sweep), env=env)
+        if "MLflow is behind; the same command again" not in swept:
+            break
+    assert "MLflow is behind" not in output + swept
+    output += swept
     ours = runner.mlflow(uri).search_runs(["0", "1"])
     (trial,) = [run.info.run_name for run in ours if run.info.run_name not in ("untold", "unswept")]
     for name in ("untold", trial):

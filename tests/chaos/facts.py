@@ -25,7 +25,7 @@ STANDING = (
 OF_ATTEMPTS = ("claims/", "checkpoints/", "run.json", "lease.json", "progress.json")
 #: Parameters and tags that a run has for itself, not in common with its twin.
 OWN_PARAMS = ("name", "storage.", "tracking.", "cluster.timeout_s")
-OWN_TAGS = ("mlflow.", "t2i_ray.run", "t2i_ray.attempt", "t2i_ray.model")
+OWN_TAGS = ("mlflow.", "t2i_ray.run", "t2i_ray.attempt", "t2i_ray.model", "t2i_ray.storage")
 
 
 def facts_of(run: Run) -> dict[str, Any]:
