@@ -215,9 +215,8 @@ def test_nothing_is_published_before_its_checkpoint_and_each_step_once(
     file = client.download_artifacts(run.info.run_id, "samples/grid.png")
     assert Path(file).read_bytes() == b"a picture"
     times = [m.timestamp for m in client.get_metric_history(run.info.run_id, "loss/d")]
-    assert times == [
-        *unpacked("q", snapshot["spool"]["times"])
-    ]  # when it was measured, not when it was sent
+    measured = unpacked("q", snapshot["spool"]["times"])
+    assert times == measured.tolist()  # when it was measured, not when it was sent
 
 
 def test_nan_and_infinity_pass_the_server_and_are_stored_once(
@@ -442,6 +441,17 @@ def test_many_creators_at_once_make_one_run(here: Destination) -> None:
         thread.join()
     assert len(found) == 4
     assert len(set(found)) == 1
+    assert len(runs_of(here)) == 1
+
+
+def test_of_runs_that_were_made_twice_the_older_stays(here: Destination) -> None:
+    """As by a request that is sent again because its answer was lost."""
+    client = connect(here)
+    first = ensure_run(client, here, about())
+    tags = {tag: first.data.tags[tag] for tag in first.data.tags if tag.startswith("t2i_ray.")}
+    client.create_run(first.info.experiment_id, run_name="run", tags=tags)
+    assert len(runs_of(here)) == 2
+    assert ensure_run(client, here, about()).info.run_id == first.info.run_id
     assert len(runs_of(here)) == 1
 
 

@@ -74,13 +74,14 @@ def reach(cluster: Cluster, storage: Storage, *, tell: bool = True) -> None:
     settings |= PLAIN_CHECKSUMS if storage.endpoint else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    if not ray.is_initialized() and alone:
-        start_own(
-            include_dashboard=False,  # eight processes for a cluster that nobody visits
-            _node_ip_address="127.0.0.1",
-        )
-    elif not ray.is_initialized():
-        join(address)
+    if not ray.is_initialized():
+        if alone:
+            start_own(
+                include_dashboard=False,  # eight processes for a cluster that nobody visits
+                _node_ip_address="127.0.0.1",
+            )
+        else:
+            join(address)
     if tell and not alone and refuses_strangers() is False:
         open_to_all = "the cluster asks for no token: whoever reaches its head runs any code there"
         print(f"warning: {open_to_all}; {START_WITH_TOKEN}", flush=True)

@@ -80,14 +80,15 @@ def _schema_lock(uri: str) -> Iterator[None]:
 
 def find_run(client: MlflowClient, destination: Destination, key: str) -> Run | None:
     """The run of this key, or None."""
-    experiment = client.get_experiment_by_name(destination.experiment)
-    runs = _runs_of(client, experiment.experiment_id, key) if experiment else []
-    return runs[0] if runs else None
+    return next(iter(_runs_of(client, destination, key)), None)
 
 
-def _runs_of(client: MlflowClient, experiment_id: str, key: str) -> list[Run]:
+def _runs_of(client: MlflowClient, destination: Destination, key: str) -> list[Run]:
     """Oldest first; all see the same order."""
-    runs = search(client, [experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
+    experiment = client.get_experiment_by_name(destination.experiment)
+    if not experiment:
+        return []
+    runs = search(client, [experiment.experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
@@ -104,14 +105,17 @@ def search(client: MlflowClient, experiments: list[str], query: str = "") -> lis
 
 
 def ensure_run(client: MlflowClient, destination: Destination, about: About) -> Run:
-    """The run of this key, made if there is none. Of two made at once the older stays."""
-    run = find_run(client, destination, about.key)
-    if run is not None:
-        return run
-    experiment_id = ensure_experiment(client, destination)
-    client.create_run(experiment_id, run_name=about.name, tags={RUN_TAG: about.key})
-    time.sleep(SETTLE_SECONDS)
-    first, *others = _runs_of(client, experiment_id, about.key)
+    """The run of this key, made if there is none.
+
+    Of several the oldest stays: two processes made one at once, or one process made it again, since
+    the answer to its first request was lost.
+    """
+    if not (runs := _runs_of(client, destination, about.key)):
+        experiment_id = ensure_experiment(client, destination)
+        client.create_run(experiment_id, run_name=about.name, tags={RUN_TAG: about.key})
+        time.sleep(SETTLE_SECONDS)
+        runs = _runs_of(client, destination, about.key)
+    first, *others = runs
     for other in others:
         with contextlib.suppress(Exception):  # the other creator deletes it as well
             client.delete_run(other.info.run_id)

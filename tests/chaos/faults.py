@@ -319,7 +319,7 @@ def s3_refuses_at_restart(run: Run) -> None:
 FULL = "No space left on device"
 
 
-@fault("disk full, of the storage", "disk", says=FULL)
+@fault("disk full, of the storage", "disk")
 def disk_full(run: Run) -> None:
     run.reach()
     with full(run):

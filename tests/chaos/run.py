@@ -61,7 +61,7 @@ class Run:
         self._struck = 0.0  # when it came
         self._heard = 0  # of the log, before it came
         self._began = 0.0
-        self._behind = False  # whether MLflow was, when all else was done
+        self._behind = 0  # how often MLflow was, when all else was done
         (self.folder / "tmp").mkdir(parents=True)
         self.temporary_before = self.temporary
         document = {
@@ -113,16 +113,17 @@ class Run:
             return False
         self.site.mend()
         record = self.record
-        finished = code == 0 and record and record.status == "FINISHED"
-        if finished and record and record.published:
-            return True
+        if code == 0 and record and record.status == "FINISHED":
+            if record.published:
+                return True
+            self._behind += 1
+        else:
+            self.ended += 1
         # MLflow may be behind at the end, once: it is there again now.
-        if (finished and not self._behind) or self.ended < self.may_end:
-            self._behind |= bool(finished)
-            self.ended += not finished
-            self.start()
-            return False
-        raise Lost(f"the command ended, which was not to end it: exit code {code}, {record}")
+        if self._behind > 1 or self.ended > self.may_end:
+            raise Lost(f"the command ended, which was not to end it: exit code {code}, {record}")
+        self.start()
+        return False
 
     def finish(self) -> float:
         """Wait, mend what is broken, give the command again until all is done; the seconds."""

@@ -68,6 +68,7 @@ class Site:
     to_mlflow: Proxy
     to_s3: Proxy
     disk: Path | None  # None: none can be mounted here
+    cache: Path  # copies of what lies on S3, of all nodes
 
     @property
     def places(self) -> dict[str, Place]:
@@ -90,11 +91,6 @@ class Site:
         """For temporary files of the nodes' processes."""
         return self.folder / "tmp"
 
-    @property
-    def cache(self) -> Path:
-        """Copies of what lies on S3, of all nodes."""
-        return (self.disk or self.folder) / "cache"
-
     def prepare(self, at: Path) -> None:
         """Make what all runs share, unless it is in this folder already, and copy it."""
         here = Storage(uri=str(at))
@@ -114,11 +110,11 @@ class Site:
     def orphans(self) -> dict[int, str]:
         """Processes that a node started, and that are no living node's."""
         mark = f"\0TMPDIR={self.tmp}\0".encode()
-        found = {}
+        found = set()
         for environ in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # it has ended
                 if mark in b"\0" + environ.read_bytes():
-                    found[int(environ.parent.name)] = ""
+                    found.add(int(environ.parent.name))
         nodes = self._of_nodes  # after it: who is new in between is no orphan
         return {pid: words for pid in found if pid not in nodes and (words := words_of(pid))}
 
@@ -197,9 +193,10 @@ def site_of(folder: Path, s3: S3Server, mlflow: MlflowServer, prepared: Path) ->
         redis.start()
         stack.callback(redis.stop)
         disk = None if problem else folder / "disk"
+        cache = (disk or folder) / "cache"
         env = {
             "TMPDIR": str(folder / "tmp"),
-            "T2I_RAY_CACHE": str((disk or folder) / "cache"),  # as Site.cache
+            "T2I_RAY_CACHE": str(cache),
             # A lost node is noticed soon, and a lost head is waited for.
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "5",
@@ -208,7 +205,7 @@ def site_of(folder: Path, s3: S3Server, mlflow: MlflowServer, prepared: Path) ->
         cluster = RayCluster(folder / "ray", cpus=0, nodes=[1] * NODES, env=env, redis=redis)
         stack.callback(cluster.stop)
         cluster.start_nodes()
-        site = Site(folder, cluster, mlflow, s3, to_mlflow, to_s3, disk)
+        site = Site(folder, cluster, mlflow, s3, to_mlflow, to_s3, disk, cache)
         site.prepare(prepared)  # meanwhile
         cluster.wait_for_nodes(1 + NODES, seconds=240)
         yield site

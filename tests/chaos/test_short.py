@@ -77,8 +77,9 @@ def test_mlflow_and_s3_fail_in_every_way(site: Site, twin: Twin) -> None:
     where = run.place.told
     options = ["-s", where.uri, "--endpoint", str(where.endpoint)]
     options += ["--tracking-uri", site.mlflow.uri]  # the same server by another address
-    for _ in range(2):  # the second finds nothing to add
-        assert run.wait(run.give("sync", run.name, *options)) == 0
+    at_once = [run.give("sync", run.name, *options) for _ in range(2)]
+    assert [run.wait(each) for each in at_once] == [0, 0]
+    assert run.wait(run.give("sync", run.name, *options)) == 0  # nothing is left to add
     record = run.record
     assert record
     assert record.published
