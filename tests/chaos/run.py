@@ -239,7 +239,7 @@ def until(ready: Callable[[], bool], what: str, seconds: float = PATIENCE) -> No
     while not ready():
         if time.monotonic() > deadline:
             raise Lost(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.1)
+        time.sleep(0.3)  # what is looked at may be on S3, whose server the runs need, too
 
 
 def read(path: Path) -> str:
