@@ -287,6 +287,21 @@ def test_steps_published_beyond_the_checkpoint_stay_as_they_are(
     assert history(here) == curve(25)
 
 
+def test_what_is_logged_late_is_not_shown_twice_either(here: Destination, store: Store) -> None:
+    """All checkpoints were damaged: the run begins anew, and looks into MLflow at once."""
+    for attempt in (1, 2):
+        tracker = Tracker(here, about(attempt=attempt), store)
+        assert tracker.flush(30)
+        train(tracker, range(1, 9))
+        tracker.log(8, {"perf/cpu_seconds": attempt})
+        tracker.commit()
+        assert tracker.flush(30)
+        tracker.close()
+    found = history(here)
+    assert found.pop("perf/cpu_seconds") == [(8, 1.0)]
+    assert found == curve(8)
+
+
 def test_sync_adds_what_is_missing_and_changes_nothing(here: Destination, store: Store) -> None:
     first = Tracker(here, About("run-abc", "run", tags={"env.ray": "old", "a": "b"}), store)
     train(first, range(1, 11))

@@ -154,10 +154,9 @@ class Publisher:
             if base is None or self._step <= base:
                 self._spool.base = None
                 return set()
-            names = self._spool.names()
         log.info("MLflow has steps %d to %d: they stay as they are", base + 1, self._step)
         have: set[tuple[str, int]] = set()
-        for key in run.data.metrics.keys() & names:
+        for key in run.data.metrics:  # all: who begins anew has yet to log most of them
             history = self._client.get_metric_history(run.info.run_id, key)
             have.update((key, metric.step) for metric in history if metric.step > base)
         return have

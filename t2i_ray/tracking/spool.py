@@ -85,10 +85,6 @@ class Spool:
         self._names.append(names)
         return len(self._names) - 1
 
-    def names(self) -> set[str]:
-        """Of all metrics in it."""
-        return {name for names in self._names for name in names}
-
     # ---------------------------------------------------------------------- committing
 
     def snapshot(self, step: int, held: bool = False) -> dict[str, Any]:
