@@ -202,7 +202,10 @@ def drain(cluster: RayCluster, address: str) -> None:
 
 
 def test_workers_come_and_go_and_the_curve_stays(cluster: RayCluster, tmp_path: Path) -> None:
-    """2 -> 1 (a node is lost) -> 2 (a new one) -> 1 (one is drained): each step once, as of one."""
+    """2 -> 1 (a node is lost) -> 2 (a new one) -> 1 -> 0 (drained): each step once, as of one.
+
+    The new one is drained as a pod is that is to go: by a SIGTERM for its ``ray start --block``.
+    """
     folder = tmp_path / "runs"
     folder.mkdir()
     runner = Runner(cluster, folder)
@@ -215,11 +218,13 @@ def test_workers_come_and_go_and_the_curve_stays(cluster: RayCluster, tmp_path: 
     runner.wait_for_checkpoint("elastic", 20)
     cluster.nodes[1].kill()
     output.wait_for("continues from step")
-    cluster.add_node(1)
+    pod = cluster.add_node(1, {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "60"})
     output.wait_for("there is room for more workers", "continues from step")
-    drain(cluster, "127.0.0.2")
+    pod.process.send_signal(signal.SIGTERM)
     output.wait_for("is drained", "continues from step")
     runner.wait_for_checkpoint("elastic", runner.checkpoint("elastic").step + 10)
+    drain(cluster, "127.0.0.2")
+    output.wait_for("is drained", "waits: 1 workers needed, room for 0")
     output.process.send_signal(signal.SIGTERM)
     text = output.finish(code=128 + signal.SIGTERM)
 
@@ -228,7 +233,8 @@ def test_workers_come_and_go_and_the_curve_stays(cluster: RayCluster, tmp_path: 
         assert stay, text
         assert stay[1] == stay[2], why
     record = runner.record("elastic")
-    assert record.status == "KILLED"
+    *_, left = re.findall(r"left at step (\d+)", text)
+    assert (record.status, record.step) == ("KILLED", int(left))
     assert len(record.attempts) == 1
     client, run = runner.mlflow(), runner.mlflow_run("elastic")
     points = client.get_metric_history(run.info.run_id, "perf/workers")

@@ -19,7 +19,7 @@ from t2i_ray.config import UserError, load_config, with_overrides
 from t2i_ray.data import prepare
 from t2i_ray.generate import Pipeline
 from t2i_ray.launch.driver import make_shared
-from t2i_ray.storage import open_store
+from t2i_ray.storage import LocalStore, StorageError, open_store
 from t2i_ray.tracking import describe
 from t2i_ray.train import Job, Worker, train
 
@@ -73,6 +73,29 @@ def test_measured_while_training_and_the_best_is_kept(runner: Runner, unbroken: 
     best = min(curve, key=lambda point: (point[1], -point[0]))[0]
     kept = {path.name for path in (runner.folder / f"store/runs/{unbroken}/checkpoints").iterdir()}
     assert kept == {f"step_{step:08d}" for step in (best, 90, 100)}  # keep: 2
+
+
+def test_a_storage_that_is_away_when_a_run_is_measured(
+    runner: Runner,
+    unbroken: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    read, refused = LocalStore.read, list[str]()
+
+    def away_once(store: LocalStore, key: str) -> bytes:
+        if "/readers" in f"{store.uri}/{key}" and not refused:
+            refused.append(key)
+            raise StorageError("refused")
+        return read(store, key)
+
+    monkeypatch.setattr(LocalStore, "read", away_once)
+    measured = ("evaluation.every=20", "evaluation.samples=64")
+    runner.train_without_ray(
+        "patient", unbroken, "train.steps=20", "tracking.enabled=false", *measured
+    )
+    assert refused
+    assert "the storage is away, trying on: refused" in capsys.readouterr().out
 
 
 def test_finished_run_is_left_alone(runner: Runner, unbroken: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -176,19 +177,29 @@ def refuses_strangers(timeout: float = 3.0) -> bool | None:
     return False
 
 
-def most(have: Mapping[str, float]) -> dict[str, float] | None:
+def most(have: Mapping[str, float], *, patience: float = 60) -> dict[str, float] | None:
     """The most that the cluster can ever have, by resource; None if its autoscaler does not say.
 
     A cluster whose nodes were all started by hand has what it has.
+
+    Args:
+        have: what it has now, by resource.
+        patience: seconds to wait for the first report of a cluster that has just been started.
     """
     try:
         from ray._private.state import state
+        from ray.autoscaler.v2.utils import is_autoscaler_v2
         from ray.experimental.internal_kv import _internal_kv_get
 
         if limits := state.get_max_resources_from_cluster_config():
             return {name: max(have.get(name, 0), limit) for name, limit in limits.items()}
-        status = json.loads(_internal_kv_get(b"__autoscaling_status") or b"null")
-        kinds = set(status["autoscaler_report"]["active_nodes"])
+        patience = 0 if is_autoscaler_v2() else patience  # that one never reports there
+        deadline = time.monotonic() + patience
+        while not (report := _internal_kv_get(b"__autoscaling_status")):
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.2)
+        kinds = set(json.loads(report)["autoscaler_report"]["active_nodes"])
     except Exception:  # none of it is public
         return None
     # Each node a kind of its own, named by its id: there is nobody to start more of a kind.

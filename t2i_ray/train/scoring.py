@@ -11,7 +11,7 @@ from t2i_ray.config import Config
 from t2i_ray.data import Prepared
 from t2i_ray.family import Family, Objective
 from t2i_ray.generate import noise_of, to_uint8
-from t2i_ray.storage import Store
+from t2i_ray.storage import Store, patiently
 from t2i_ray.train.feed import Feed
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ class Scoring:
     def _judges(self) -> tuple[Judges, list[str], RealPictures]:
         from t2i_ray import evaluate
 
-        judges = evaluate.Judges.find(self._root, self._prepared, self._config)
+        judges = patiently(  # the other workers wait for rank 0
+            lambda: evaluate.Judges.find(self._root, self._prepared, self._config),
+            self._config.cluster.timeout_s / 2,
+        )
         groups = judges.able(self._config.evaluation.measures)
         return judges, groups, evaluate.RealPictures(self._prepared, self._config.data, SPLIT)
