@@ -637,6 +637,7 @@ def test_search_then_confirm_with_fresh_seeds(runner: Runner) -> None:
     (row,) = confirm["rows"]
     assert row["setting"] == search["rows"][0]["setting"]  # the best comes first
     assert row["finished"] == len(row["scores"]) == 5
+    assert row["mean"] == pytest.approx(sum(row["scores"]) / 5)
     assert row["error"] is not None
     for seed in (101, 105):
         run = runner.mlflow_run(f"confirmed-confirm-000-seed-{seed}")

@@ -22,6 +22,7 @@ from ray.exceptions import AuthenticationError
 from t2i_ray.config import UserError
 
 TIMEOUT = 6.0  # seconds for an answer
+FIRST_REPORT = 60.0  # seconds for that of an autoscaler that has just been started
 TOKEN = "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH (a file)"
 MODE = "RAY_AUTH_MODE=token"
 START_WITH_TOKEN = (
@@ -177,14 +178,10 @@ def refuses_strangers(timeout: float = 3.0) -> bool | None:
     return False
 
 
-def most(have: Mapping[str, float], *, patience: float = 60) -> dict[str, float] | None:
+def most(have: Mapping[str, float]) -> dict[str, float] | None:
     """The most that the cluster can ever have, by resource; None if its autoscaler does not say.
 
     A cluster whose nodes were all started by hand has what it has.
-
-    Args:
-        have: what it has now, by resource.
-        patience: seconds to wait for the first report of a cluster that has just been started.
     """
     try:
         from ray._private.state import state
@@ -193,8 +190,8 @@ def most(have: Mapping[str, float], *, patience: float = 60) -> dict[str, float]
 
         if limits := state.get_max_resources_from_cluster_config():
             return {name: max(have.get(name, 0), limit) for name, limit in limits.items()}
-        patience = 0 if is_autoscaler_v2() else patience  # that one never reports there
-        deadline = time.monotonic() + patience
+        # v2 never reports there; v1 not yet, if the cluster has just been started.
+        deadline = time.monotonic() + (0 if is_autoscaler_v2() else FIRST_REPORT)
         while not (report := _internal_kv_get(b"__autoscaling_status")):
             if time.monotonic() > deadline:
                 return None
