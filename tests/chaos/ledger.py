@@ -68,6 +68,6 @@ def table(rows: Sequence[Row]) -> str:
     for name in [*sorted({row.fault for row in rows}), "all"]:
         of = [row for row in rows if row.fault == name or name == "all"]
         lost = [row.lost for row in of if row.recovered]
-        times = f"{median(lost):.0f} | {max(lost):.0f}" if lost else "- | -"
+        times = f"{median(lost):z.0f} | {max(lost):z.0f}" if lost else "- | -"
         lines.append(f"| {name} | {len(of)} | {sum(row.recovered for row in of)} | {times} |")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,4 @@ def test_a_ledger_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     ledger.add(Row(1, 1, "worker killed", "s3", 48, "abc", False, 4, 0.0, "lost"))
     assert [row.round for row in Ledger(path).of(1)] == [0, 1]
     assert "| worker killed | 2 | 1 | 12 | 12 |" in table(ledger.rows)
+    assert "| worker killed | 1 | 1 | 0 | 0 |" in table([replace(row, lost=-0.4)])  # not -0
