@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -13,9 +15,14 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from postgres import Postgres
 from servers import free_port
 from werkzeug.security import generate_password_hash
+
+BIN = Path(sys.executable).parent
+SERVE = Path(__file__).parent.parent / "cluster/mlflow/serve.sh"
 
 
 class MlflowServer:
@@ -23,16 +30,16 @@ class MlflowServer:
 
     Args:
         folder: for what it prints, and whatever is not said to be elsewhere.
-        database: None: sqlite.
         artifacts: a folder or an s3:// URI, which clients reach through the server; None: a folder.
         env: more variables for it, such as credentials.
         password: of its user ``admin``; None: it asks for none.
     """
 
+    user = "admin"  # as whom clients come, if it asks
+
     def __init__(
         self,
         folder: Path,
-        database: str | None = None,
         artifacts: str | None = None,
         env: Mapping[str, str] | None = None,
         password: str | None = None,
@@ -43,12 +50,14 @@ class MlflowServer:
         self.password = password
         self.artifacts = artifacts or f"{folder}/artifacts"
         self._process: subprocess.Popen[bytes] | None = None
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        self._command += ["--port", str(self.port), "--workers", "1"]
+        self._command += ["--app-name", "basic-auth"] if password else []
         self._env = {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight more processes
             "OMP_NUM_THREADS": "1",
-            # Not on the command line: they may hold passwords.
-            "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder}/mlflow.db",
+            "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
             "MLFLOW_ARTIFACTS_DESTINATION": self.artifacts,
             **(env or {}),
         }
@@ -72,7 +81,7 @@ class MlflowServer:
         env = {"MLFLOW_TRACKING_URI": self.uri}
         if self.password:
             env |= {
-                "MLFLOW_TRACKING_USERNAME": "admin",
+                "MLFLOW_TRACKING_USERNAME": self.user,
                 "MLFLOW_TRACKING_PASSWORD": self.password,
             }
         return env
@@ -88,13 +97,10 @@ class MlflowServer:
 
     def start(self) -> None:
         """Start, and wait until it answers (some 8 s at first, then 5)."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--app-name", "basic-auth"] if self.password else []
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         with (self.folder / "server.log").open("ab") as output:
             self._process = subprocess.Popen(
-                command,
+                self._command,
                 stdout=output,
                 stderr=output,
                 env={**environment, **self._env},
@@ -106,18 +112,21 @@ class MlflowServer:
                 contextlib.suppress(OSError),
                 urllib.request.urlopen(f"{self.uri}/health", timeout=5),
             ):
-                self._hash_quickly()
+                self._ready()
                 return
             time.sleep(0.1)
         self.stop()
         raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-2000:])
 
-    def _hash_quickly(self) -> None:
-        """The password's hash takes a third of a second for each request; here, one round does."""
+    def rest(self, call: str, **document: Any) -> Any:
+        """MLflow's REST API, as a client; without a body it is a GET."""
+        return _ask(self.uri, self.user, self.password, call, document)
+
+    def _ready(self) -> None:
+        """It answers, for the first time since it was started."""
         if self.password:
-            cheap = generate_password_hash(self.password, method="pbkdf2:sha256:1")
             with contextlib.closing(sqlite3.connect(self.folder / "auth.db")) as users, users:
-                users.execute("UPDATE users SET password_hash = ?", (cheap,))
+                users.execute("UPDATE users SET password_hash = ?", (_cheap_hash(self.password),))
 
     def stop(self) -> None:
         """Kill it with its children: the group that it leads."""
@@ -126,3 +135,69 @@ class MlflowServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+class ShippedMlflowServer(MlflowServer):
+    """As cluster/mlflow/serve.sh starts it: on PostgreSQL, with passwords, which lie in files.
+
+    Args:
+        folder: for what it prints, and the secrets.
+        postgres: where runs and users are kept.
+        artifacts: a folder or an s3:// URI.
+        env: more variables for it, such as credentials.
+    """
+
+    user = "trainer"  # whom cluster/README.md makes for training: no admin
+
+    def __init__(
+        self, folder: Path, postgres: Postgres, artifacts: str, env: Mapping[str, str]
+    ) -> None:
+        super().__init__(folder, artifacts)
+        # Tests look where they must not be.
+        self.admin, self.password = (f"planted-{secrets.token_hex(12)}" for _ in range(2))
+        self._postgres = postgres
+        self._command = ["sh", str(SERVE)]
+        self._env = {
+            "PATH": f"{BIN}:/usr/bin:/bin",
+            "POSTGRES_PORT": str(postgres.port),
+            "POSTGRES_USER": postgres.user,
+            "POSTGRES_DB": "postgres",
+            "ARTIFACTS": artifacts,
+            "MLFLOW_PORT": str(self.port),
+            "MLFLOW_WORKERS": "1",
+            "OMP_NUM_THREADS": "1",
+            **env,
+        }
+        for name, secret in {
+            "POSTGRES_PASSWORD_FILE": postgres.password,
+            "ADMIN_PASSWORD_FILE": self.admin,
+            "FLASK_SECRET_KEY_FILE": secrets.token_hex(24),
+        }.items():
+            (folder / name).write_text(f"{secret}\n")
+            self._env[name] = str(folder / name)
+
+    def _ready(self) -> None:
+        document = {"username": self.user, "password": self.password}
+        _ask(self.uri, "admin", self.admin, "users/create", document)
+        import psycopg  # needs PostgreSQL's own library, which not every machine has
+
+        with psycopg.connect(self._postgres.uri) as users:
+            for name, secret in {"admin": self.admin, self.user: self.password}.items():
+                change = "UPDATE users SET password_hash = %s WHERE username = %s"
+                users.execute(change, (_cheap_hash(str(secret)), name))
+
+
+def _ask(uri: str, user: str, password: str | None, call: str, document: Mapping[str, Any]) -> Any:
+    request = urllib.request.Request(f"{uri}/api/2.0/mlflow/{call}")
+    if password:
+        login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        request.add_header("Authorization", f"Basic {login}")
+    request.add_header("Content-Type", "application/json")
+    data = json.dumps(document).encode() if document else None
+    with urllib.request.urlopen(request, data, timeout=30) as answer:
+        return json.load(answer)
+
+
+def _cheap_hash(password: str) -> str:
+    """MLflow's own takes a third of a second for each request; of this there is one round."""
+    return generate_password_hash(password, method="pbkdf2:sha256:1")

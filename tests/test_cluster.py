@@ -5,14 +5,12 @@ What came of a job is looked at as anyone could: in the bucket by boto3, in MLfl
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import importlib.util
 import json
 import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ import boto3
 import pytest
 import yaml
 from botocore.exceptions import ClientError
-from mlflow_server import MlflowServer
+from mlflow_server import ShippedMlflowServer
 from postgres import Postgres, binaries
 from ray_cluster import BIN, RayCluster
 from servers import Redis, S3Server
@@ -31,7 +29,7 @@ from small_configs import TINY, flowers
 
 PREFIX = "site"
 STEPS = 60
-LONG = 300  # time enough to stop it, or to kill what it runs on
+LONG = 160  # time enough to stop it, or to kill what it runs on
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RELATIVE = "a relative path would be looked for in the Ray job's temporary folder"
 
@@ -41,7 +39,7 @@ class Site:
     """The cluster and its services, and the job's working directory."""
 
     cluster: RayCluster
-    mlflow: MlflowServer
+    mlflow: ShippedMlflowServer
     postgres: Postgres
     redis: Redis
     s3: S3Server
@@ -116,25 +114,11 @@ class Site:
 
     # ------------------------------------------------------------------------- MLflow
 
-    def rest(self, call: str, **document: Any) -> dict[str, Any]:
-        """MLflow's REST API, version 2.0; without a body it is a GET."""
-        request = urllib.request.Request(f"{self.mlflow.uri}/api/2.0/mlflow/{call}")
-        login = base64.b64encode(f"admin:{self.mlflow.password}".encode()).decode()
-        request.add_header("Authorization", f"Basic {login}")
-        request.add_header("Content-Type", "application/json")
-        data = json.dumps(document).encode() if document else None
-        with urllib.request.urlopen(request, data, timeout=30) as answer:
-            found: dict[str, Any] = json.load(answer)
-        return found
-
     def runs(self, condition: str) -> list[dict[str, Any]]:
         """Runs that fulfil it; params, tags and last metrics by name."""
-        experiment = self.rest("experiments/get-by-name?experiment_name=t2i_ray")["experiment"]
-        runs = self.rest(
-            "runs/search",
-            experiment_ids=[experiment["experiment_id"]],
-            filter=condition,
-        ).get("runs", [])
+        found = self.mlflow.rest("experiments/get-by-name?experiment_name=t2i_ray")
+        experiments = [found["experiment"]["experiment_id"]]
+        answer = self.mlflow.rest("runs/search", experiment_ids=experiments, filter=condition)
         return [
             {
                 **run["info"],
@@ -143,7 +127,7 @@ class Site:
                     for kind in ("params", "tags", "metrics")
                 },
             }
-            for run in runs
+            for run in answer.get("runs", [])
         ]
 
     def run(self, name: str) -> dict[str, Any]:
@@ -153,7 +137,7 @@ class Site:
     def steps(self, run: dict[str, Any], metric: str) -> list[int]:
         """The steps at which a metric was logged, as often as it was."""
         query = f"metrics/get-history?run_id={run['run_id']}&metric_key={metric}"
-        return sorted(int(point.get("step", 0)) for point in self.rest(query)["metrics"])
+        return sorted(int(point.get("step", 0)) for point in self.mlflow.rest(query)["metrics"])
 
 
 @pytest.fixture(scope="module")
@@ -174,16 +158,15 @@ def site(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
             stack.callback(server.stop)
             server.start()
         (folder / "mlflow").mkdir()
-        mlflow = MlflowServer(
+        mlflow = ShippedMlflowServer(
             folder / "mlflow",
-            database=postgres.uri,
+            postgres,
             artifacts=f"s3://{s3.bucket}/mlflow",
             env={
                 **s3.env,
                 "MLFLOW_S3_ENDPOINT_URL": s3.endpoint,
                 "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
             },
-            password="planted-mlflow-4f1d0a",
         )
         stack.callback(mlflow.stop)
         cluster = RayCluster(
@@ -343,6 +326,7 @@ def test_exit_codes_and_no_secret_anywhere(site: Site, trained: str, swept: str)
     secrets = [
         site.s3.env["AWS_SECRET_ACCESS_KEY"],
         str(site.mlflow.password),
+        site.mlflow.admin,
         site.postgres.password,
         site.redis.password,
         site.cluster.token,

@@ -340,7 +340,7 @@ def cache_full(run: Run) -> None:
     shutil.rmtree(run.site.cache, ignore_errors=True)
     with full(run):
         run.start()
-        pass_by(run, (30, 60), lambda: any(run.site.cache.glob("*.part")))
+        pass_by(run, (30, 60), lambda: FULL in run.said)
 
 
 def kill_and_see_the_next(run: Run) -> None:
