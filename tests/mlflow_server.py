@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from postgres import Postgres
+from ray_cluster import BIN
 from servers import free_port
 from werkzeug.security import generate_password_hash
 
-BIN = Path(sys.executable).parent
 SERVE = Path(__file__).parent.parent / "cluster/mlflow/serve.sh"
 
 
