@@ -108,13 +108,13 @@ class MlflowServer:
             )
         end = time.monotonic() + 180  # a busy machine
         while time.monotonic() < end and self._process.poll() is None:
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5),
-            ):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+            except OSError:
+                time.sleep(0.1)
+            else:
                 self._ready()
                 return
-            time.sleep(0.1)
         self.stop()
         raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-2000:])
 
@@ -123,7 +123,7 @@ class MlflowServer:
         return _ask(self.uri, self.user, self.password, call, document)
 
     def _ready(self) -> None:
-        """It answers, for the first time since it was started."""
+        """It answers. What goes wrong here is the caller's to see, and no reason to ask again."""
         if self.password:
             with contextlib.closing(sqlite3.connect(self.folder / "auth.db")) as users, users:
                 users.execute("UPDATE users SET password_hash = ?", (_cheap_hash(self.password),))
@@ -139,6 +139,8 @@ class MlflowServer:
 
 class ShippedMlflowServer(MlflowServer):
     """As cluster/mlflow/serve.sh starts it: on PostgreSQL, with passwords, which lie in files.
+
+    It is started once: its user is made then.
 
     Args:
         folder: for what it prints, and the secrets.
