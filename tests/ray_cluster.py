@@ -67,7 +67,16 @@ class RayNode:
 
     @property
     def printed(self) -> str:
-        return (self.folder / "ray.out").read_text(errors="replace")[-2000:]
+        return (self.folder / "ray.out").read_text(errors="replace")
+
+    @property
+    def started(self) -> bool:
+        return "Ray runtime started" in self.printed
+
+    @property
+    def gave_up(self) -> bool:
+        """Ray gives a node that starts 30 s, which a busy machine may lack; it has ended then."""
+        return self.process.poll() is not None and "timed out during startup" in self.printed
 
     def stop(self) -> None:
         """End it; it ends what it started. What stays behind goes by its group."""
@@ -277,18 +286,20 @@ class RayCluster:
         return node
 
     def wait_for_nodes(self, count: int, seconds: float = 120) -> None:
-        """Until so many nodes are alive, the head among them.
+        """Until so many nodes are alive, the head among them; one that gave up is started again.
 
-        Ray gives a node that starts 30 s, which a busy machine may lack: it is started again then.
+        A head that comes back knows from Redis who was alive, and may say so before it has started.
         """
+        assert self.head
         deadline = time.monotonic() + seconds
-        while len(alive := self.alive()) != count:
+        while len(alive := self.alive()) != count or not self.head.started:
+            if self.head.gave_up:
+                self.start_head()
             for node in self.nodes:
-                if node.process.poll() is not None and "timed out during startup" in node.printed:
+                if node.gave_up:
                     node.start()
             if time.monotonic() > deadline:
-                all_nodes = [node for node in (self.head, *self.nodes) if node]
-                printed = "\n".join(node.printed for node in all_nodes)
+                printed = "\n".join(node.printed[-2000:] for node in (self.head, *self.nodes))
                 raise RuntimeError(f"alive: {alive}, not {count} nodes: {printed}")
             time.sleep(0.3)
 
@@ -321,7 +332,8 @@ class RayCluster:
                 raise OSError("no node yet")
             except (OSError, ValueError):
                 if time.monotonic() > deadline or self.process.poll() is not None:
-                    log = (self.folder / "ray.out").read_text(errors="replace")[-2000:]
+                    assert self.head
+                    log = self.head.printed[-2000:]
                     raise RuntimeError(f"Ray did not start: {log}") from None
                 time.sleep(0.3)
 
