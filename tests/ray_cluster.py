@@ -322,7 +322,7 @@ class RayCluster:
             return json.load(answer)
 
     def wait_until_jobs_api_answers(self, seconds: float = 90) -> None:
-        """Until jobs can be submitted, to a head that has come so far that it stays."""
+        """Until jobs can be submitted; the head may still give up, as ``wait_for_nodes`` sees."""
         deadline = time.monotonic() + seconds
         while True:
             try:
