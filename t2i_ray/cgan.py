@@ -17,8 +17,8 @@ class CGan(GanCls):
     """
 
     def _codes(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        """Nothing but train.interpolation looks at the wrong captions."""
-        if self.train.interpolation:
+        """Nothing but train.interpolation and a hard alternative look at the wrong captions."""
+        if self.train.interpolation or (self.train.matching and self.hard):
             return self.encode(piece)
         right = self.encode_rows(piece.right)
         return right, right

@@ -145,8 +145,9 @@ class Autoencode(Objective):
     """
 
     def make_networks(self, config: Config, text_in: int) -> dict[str, nn.Module]:
-        """The decoder."""
-        return {"decoder": Decoder(text_in, config.model.text_dim, self.words + 1)}
+        """The decoder, with its average."""
+        decoder = Decoder(text_in, config.model.text_dim, self.words + 1)
+        return {"decoder": decoder, "decoder_ema": copy.deepcopy(decoder).requires_grad_(False)}
 
     def make_learners(self, config: Config) -> dict[str, Learner]:
         """One for both."""
@@ -161,6 +162,8 @@ class Autoencode(Objective):
         for last, piece in mark_last(pieces):
             rows = torch.cat([piece.right, piece.wrong])
             words = words_of(rows)
+            # A changed caption may have a word that no row of the data has: it is not asked for.
+            words = words.where(words <= self.words, PADDING)
             with self.autocast():
                 logits = self.networks["decoder"](self.encoder(rows), words.shape[1])
             loss = rebuilding_loss(logits, words)
@@ -172,10 +175,10 @@ class Autoencode(Objective):
     @torch.no_grad()
     def measure(self, pieces: Iterable[Piece]) -> dict[str, float]:
         """``rebuilt``: the share of words, paddings apart, that the decoder names rightly."""
-        shares = []
+        shares, decoder = [], self.networks["decoder_ema"]
         for piece in map(self.place, pieces):
             words = words_of(piece.right)
-            logits = self.networks["decoder"](self.encoder_ema(piece.right), words.shape[1])
+            logits = decoder(self.encoder_ema(piece.right), words.shape[1])
             shares.append(float(_rebuilt(logits, words)))
         return {"rebuilt": sum(shares) / len(shares)}
 

@@ -277,6 +277,7 @@ def test_storage_and_mlflow_that_can_not_be_used_end_it_in_one_line(
         ("tune", on(keys.endpoint, none_there), [none_there, "NoSuchBucket", "create the bucket"]),
         ("train", on(keys.endpoint, denied), ["s3://read-only/x", "AccessDenied", "grant"]),
         ("train", on("http://127.0.0.1:9", "bucket"), ["s3://bucket/x", "mend storage.endpoint"]),
+        ("train", on(secured.uri, "bucket"), ["s3://bucket/x", "401", "mend storage.endpoint"]),
         (
             "train",
             [*on(keys.endpoint, keys.bucket), f"tracking.uri={secured.uri}"],

@@ -23,7 +23,7 @@ from t2i_ray.augment import CHANCES, augment
 from t2i_ray.config import FAMILIES, PRETRAINING, UserError
 from t2i_ray.cvae import CVae, negative_elbo
 from t2i_ray.families import OBJECTIVES, OURS, family_of
-from t2i_ray.family import Family
+from t2i_ray.family import Family, Piece
 from t2i_ray.losses import Scores, discriminator_loss, generator_loss
 from t2i_ray.models import Discriminator
 
@@ -58,6 +58,25 @@ def test_a_cgan_is_shown_no_wrong_pair() -> None:
     again.step([piece._replace(wrong=piece.wrong.flip(0))], 0, 1, 1)
     for name, value in gradients(again).items():
         assert torch.equal(value, first[name]), name
+
+
+def test_a_cgan_picks_its_caption_among_hard_ones() -> None:
+    """That of data.wrong is one more in train.matching, and it is not the right one again."""
+    (piece,) = make_pieces(1)
+    alike = piece._replace(wrong=piece.right)
+
+    def logged(kind: str, piece: Piece) -> dict[str, Tensor]:
+        family = make_family("cgan", matching=1.0, data={"wrong": kind})
+        return family.step([piece], 0, 1, 1)
+
+    for name in ("d_match", "g_match"):
+        hard, twice, easy = (
+            logged(*case)[name]
+            for case in (("hard", piece), ("hard", alike), ("other_class", piece))
+        )
+        assert hard != twice
+        assert twice > easy  # one more alternative, as likely as the right one
+        assert logged("other_class", alike)[name] == easy
 
 
 def test_the_bound_is_that_of_the_distributions() -> None:

@@ -72,6 +72,27 @@ def test_an_objective_is_learnt_and_goes_on_bit_for_bit(name: str, more: dict[st
         assert all(torch.equal(wanted[part][key], found[part][key]) for key in wanted[part]), part
 
 
+def test_what_is_rebuilt_is_measured_by_averages_alone() -> None:
+    autoencode = make("autoencode", steps=9)
+    pieces = make_pieces(1)
+    for step in range(3):
+        autoencode.step(pieces, step, 1, 1)
+    before = autoencode.measure(pieces)
+    for name in ("encoder", "decoder"):
+        for parameter in autoencode.networks[name].parameters():
+            torch.nn.init.zeros_(parameter)
+    assert autoencode.measure(pieces) == before
+
+
+def test_a_word_that_the_data_has_not_is_not_asked_for() -> None:
+    """data.wrong=one_word may put one before the place where captions are cut."""
+    config = make_config({"family": "autoencode"})
+    autoencode = objective_of(config)(config, TinyEncoder(), DIM, words=10)
+    pieces = make_pieces(1)
+    assert pieces[0].wrong.max() > 11
+    assert autoencode.step(pieces, 0, 1, 1)["loss"].isfinite()
+
+
 @pytest.mark.parametrize(("name", "more"), OBJECTIVES)
 def test_pieces_add_up(name: str, more: dict[str, Any]) -> None:
     assert_pieces_add_up(lambda: make(name, **more), classed(make_pieces(2)))

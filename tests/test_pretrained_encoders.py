@@ -461,13 +461,17 @@ def test_scripts_are_those_of_letters_alone() -> None:
     assert scripts_of(["қызыл гүл", "red"]) == ["CYRILLIC", "LATIN"]
     assert scripts_of(["赤い花", "ピンク", "ﾋﾟﾝｸ"]) == ["CJK"]
     assert scripts_of(["", "12 ?!", "\u0301"]) == []
+    assert scripts_of(["a red flower"] * 200 + ["я"], least=0.001) == ["LATIN"]
+    assert scripts_of(["a red flower"] * 200 + ["я"] * 3, least=0.001) == ["CYRILLIC", "LATIN"]
 
 
 def test_what_is_refused_and_what_is_only_half_read() -> None:
     encoder = build_encoder(WORDS, CAPTIONS)
     encoder.scripts = scripts_of(CAPTIONS)
     assert refusal(encoder, "a red flower") is None
-    assert refusal(encoder, "") is refusal(encoder, "!") is None
+    assert refusal(encoder, "") == refusal(encoder, "!!! ...") == "it has no words"
+    assert refusal(encoder, "🌹") == "the encoder knows none of its 1 words"
+    assert unknown_words(encoder, "a red 🌹 !") == (["🌹"], 3)
     assert unknown_words(encoder, "a crimson flower; crimson!") == (["crimson", "crimson"], 4)
     assert refusal(encoder, "a crimson thing") is None
     assert refusal(encoder, "rote Blume, weiß") == "the encoder knows none of its 3 words"
@@ -484,6 +488,9 @@ def test_a_model_that_reads_every_script_was_trained_on_one(folders: dict[str, P
     encoder.scripts = ["CYRILLIC", "LATIN"]
     encoder.unreadable = lambda caption: []  # type: ignore[method-assign] # as byte-level ones do
     assert refusal(encoder, "красный цветок") is None
+    encoder.scripts = ["LATIN"]
+    assert unknown_words(encoder, "қызыл гүл x") == (["қызыл", "гүл"], 3)
+    assert refusal(encoder, "қызыл гүл x") is None
 
 
 # ------------------------------------------------------------------ whole runs, without Ray

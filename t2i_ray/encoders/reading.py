@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 
 from t2i_ray.encoders.interface import Encoder
@@ -11,41 +12,57 @@ from t2i_ray.encoders.interface import Encoder
 _TOGETHER = dict.fromkeys(("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "BOPOMOFO"), "CJK")
 
 
-def scripts_of(texts: Iterable[str]) -> list[str]:
-    """Scripts of the letters in the texts as Unicode names them, such as LATIN, sorted."""
-    characters = {character for text in texts for character in text}
-    normal = unicodedata.normalize("NFKC", "".join(sorted(characters)))
-    letters = {character for character in normal if unicodedata.category(character)[0] == "L"}
-    names = {unicodedata.name(letter, "UNKNOWN").split()[0] for letter in letters}
-    return sorted({_TOGETHER.get(name, name) for name in names})
+def scripts_of(texts: Iterable[str], least: float = 0) -> list[str]:
+    """Scripts of the letters in the texts as Unicode names them, such as LATIN, sorted.
+
+    Only those that more than the share ``least`` of all letters are of.
+    """
+    characters: Counter[str] = Counter()
+    for text in texts:
+        characters.update(text)
+    scripts: Counter[str] = Counter()
+    for character, count in characters.items():
+        for letter in unicodedata.normalize("NFKC", character):
+            if unicodedata.category(letter)[0] == "L":
+                name = unicodedata.name(letter, "UNKNOWN").split()[0]
+                scripts[_TOGETHER.get(name, name)] += count
+    return sorted(name for name, count in scripts.items() if count > least * scripts.total())
 
 
 def unknown_words(encoder: Encoder, caption: str) -> tuple[list[str], int]:
     """Words (or characters) of the caption that the encoder does not know, and how many it has.
 
-    Punctuation does not count.
+    Nor does it know those of other scripts than the training captions', where these are known: a
+    tokenizer of bytes has a token for anything. Punctuation does not count.
     """
-    words, unknown = encoder.words(caption), encoder.unreadable(caption)
-    return list(filter(_says, unknown)), sum(map(_says, words))
+    unreadable = {*encoder.unreadable(caption)}
+    words = [word for word in encoder.words(caption) if _says(word)]
+    unknown = [word for word in words if word in unreadable or _is_foreign(encoder, word)]
+    return unknown, len(words)
 
 
 def refusal(encoder: Encoder, caption: str) -> str | None:
     """Why a picture of this caption would not be of this caption; None: it may well be.
 
     It is refused if its letters are of other scripts than all training captions', where those are
-    known, or if the encoder knows none of its words. One without letters or words is not.
+    known, or if the encoder knows none of its words, as it has none.
     """
-    scripts = scripts_of([caption])
-    if encoder.scripts and scripts and not {*scripts} & {*encoder.scripts}:
+    if _is_foreign(encoder, caption):
         return (
-            f"it is written in {', '.join(scripts)} letters, and the training captions in "
-            f"{', '.join(encoder.scripts)}"
+            f"it is written in {', '.join(scripts_of([caption]))} letters, and the training "
+            f"captions in {', '.join(encoder.scripts or ())}"
         )
     unknown, count = unknown_words(encoder, caption)
-    if count and len(unknown) == count:
-        return f"the encoder knows none of its {count} words"
-    return None
+    if not count:
+        return "it has no words"
+    return f"the encoder knows none of its {count} words" if len(unknown) == count else None
+
+
+def _is_foreign(encoder: Encoder, text: str) -> bool:
+    scripts = scripts_of([text])
+    return bool(encoder.scripts and scripts and not {*scripts} & {*encoder.scripts})
 
 
 def _says(word: str) -> bool:
-    return any(character.isalnum() for character in word)
+    """Letters, digits, or a symbol such as an emoji."""
+    return any(each.isalnum() or unicodedata.category(each) == "So" for each in word)

@@ -127,6 +127,7 @@ _REMEDIES = {
     "ConnectionClosedError": _NO_ANSWER,
     "SSLError": "write storage.endpoint with http:// or https:// as the server has it, or name its "
     "certificate in AWS_CA_BUNDLE",
+    "401": "no S3 server asks so: mend storage.endpoint",
     "HTTPClientError": "look for stray characters in the credentials' variables",
     "ENOSPC": "make room, or use another disk",
 }
