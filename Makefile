@@ -20,10 +20,7 @@ demo: $(VENV)/installed
 
 # Two processes, each with servers of its own: most tests wait for others to start. With bytecode, even
 # where the environment forbids it: hundreds of processes import the package, half a second sooner.
-# And with one thread each: two that wait for each other while other processes want the cores take
-# many times as long for a small network's step.
 test: export PYTHONDONTWRITEBYTECODE =
-test: export OMP_NUM_THREADS = 1
 test: $(VENV)/installed
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
