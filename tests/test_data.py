@@ -2,6 +2,7 @@ import csv
 import json
 import pickle
 import shutil
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -568,6 +569,14 @@ def test_pixels_of_unknown_range_are_rejected(tmp_path: Path) -> None:
             load_square((tmp_path / "i.tiff").read_bytes(), 16)
     dark = Image.fromarray(np.full((20, 20), 200, np.uint16))  # of 16 bits white is 65,535
     assert (save(tmp_path / "dark.tiff", dark) == 0).all()
+    content = (tmp_path / "dark.tiff").read_bytes()
+    short, bits = 3, 258  # how a directory says how many bits a sample has
+    of_16, of_12 = (struct.pack("<HHIHH", bits, short, 1, each, 0) for each in (16, 12))
+    assert content.count(of_16) == 1
+    with pytest.raises(Rejected, match="12 bits"):
+        load_square(content.replace(of_16, of_12), 16)
+    with pytest.raises(Rejected, match="with signs"):
+        save(tmp_path / "signed.tiff", dark, tiffinfo={339: 2})
     pgm = b"P5 20 20 65535 " + np.full((20, 20), 0xCC4D, ">u2").tobytes()
     assert (load_square(pgm, 16) == 0xCC).all()
 

@@ -45,7 +45,7 @@ def refusal(encoder: Encoder, caption: str) -> str | None:
     """Why a picture of this caption would not be of this caption; None: it may well be.
 
     It is refused if its letters are of other scripts than all training captions', where those are
-    known, or if the encoder knows none of its words, as it has none.
+    known, or if it has no words, or none that the encoder knows.
     """
     if _is_foreign(encoder, caption):
         return (
@@ -64,5 +64,5 @@ def _is_foreign(encoder: Encoder, text: str) -> bool:
 
 
 def _says(word: str) -> bool:
-    """Letters, digits, or a symbol such as an emoji."""
+    """Whether it has a letter, a digit, or a symbol such as an emoji: punctuation has none."""
     return any(each.isalnum() or unicodedata.category(each) == "So" for each in word)

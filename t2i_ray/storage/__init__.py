@@ -105,6 +105,7 @@ def _open_s3(storage: config.Storage, field: str) -> Store:
     return S3Store(bucket, prefix, endpoint=storage.endpoint, region=storage.region)
 
 
+_NO_STORE = "what answers is not a store of objects; mend storage.endpoint, or the server"
 _NO_ANSWER = "start the server, or mend storage.endpoint"
 _RENEW = "get new credentials"
 _REGION = "set storage.region to the bucket's"
@@ -127,7 +128,7 @@ _REMEDIES = {
     "ConnectionClosedError": _NO_ANSWER,
     "SSLError": "write storage.endpoint with http:// or https:// as the server has it, or name its "
     "certificate in AWS_CA_BUNDLE",
-    "401": "no S3 server asks so: mend storage.endpoint",
+    "401": _NO_STORE,  # S3 says 403
     "HTTPClientError": "look for stray characters in the credentials' variables",
     "ENOSPC": "make room, or use another disk",
 }
@@ -145,10 +146,7 @@ def check_writable(store: Store) -> None:
         content = store.read(probe)
         store.delete(probe)
     except MissingKey:  # of what was just written, or where it was to be
-        raise UserError(
-            f"storage.uri={store.uri}: what answers is not a store of objects; mend "
-            "storage.endpoint, or the server"
-        ) from None
+        raise UserError(f"storage.uri={store.uri}: {_NO_STORE}") from None
     except StorageError as error:
         reason = str(error).removeprefix(f"{store.uri}: ").replace(f"/{probe}", "")
         reason = reason.replace(probe, "a file")
