@@ -111,6 +111,13 @@ def test_a_run_is_finished_when_all_is_measured(runner: Runner, aside: str) -> N
     assert saved >= {20, 30, 40, 60}
     document = json.loads((folder / result_key("val", 40)).read_text())
     assert (document["step"], document["count"], document["split"]) == (40, 64, "val")
+    assert document["metrics"]["val/frechet_reader"]
+    for value in document["values"]:  # what must stand beside a number
+        assert value["low"] < value["high"], value["name"]
+        assert (value["seed"], value["count"] > 0) == (0, True), value["name"]
+    run = runner.mlflow_run("aside")
+    files = runner.mlflow().list_artifacts(run.info.run_id, "evaluation/val")
+    assert [file.path for file in files] == [result_key("val", step) for step in MEASURED]
 
 
 def test_a_task_that_fails_costs_its_step_and_a_warning(aside: str) -> None:
@@ -213,8 +220,13 @@ def test_sync_sends_what_was_measured_of_every_step(
         for name in run.data.metrics
     }
     assert found == {"d_loss": [(60, 1.0)], "val/x": [(20, 0.2), (60, 0.6)], "test/x": [(60, 0.8)]}
-    files = client.list_artifacts(run.info.run_id, "evaluation")
-    assert [file.path for file in files] == ["evaluation/test.json", "evaluation/val.json"]
+    files = [
+        file.path
+        for folder in ("evaluation", "evaluation/val")
+        for file in client.list_artifacts(run.info.run_id, folder)
+        if not file.is_dir
+    ]
+    assert files == [result_key(*of) for of in (("test",), ("val",), ("val", 20), ("val", 60))]
 
 
 def test_what_does_not_go_with_it_is_refused(tmp_path: Path) -> None:

@@ -330,9 +330,15 @@ def test_memorised_pictures_are_found(prepared: Prepared, mirrored: bool) -> Non
     assert memorised.value == pytest.approx(0.5, abs=0.06)
     assert memorised.interval is not None
     assert memorised.interval[0] > 0.3
-    assert {pair.sample for pair in found.pairs} <= set(stolen[: count // 2].tolist())
-    for pair in found.pairs:
-        assert np.abs(pair.generated.astype(int) - pair.training).max() <= 1
+    near = found.nearest
+    assert near is not None
+    of_all = [pair.distance for pair in near.pairs]
+    assert of_all == sorted(near.generated.tolist())
+    copies = near.pairs[: count // 2]
+    assert {pair.sample for pair in copies} <= set(stolen[: count // 2].tolist())
+    assert len(near.shown) == 8
+    for drawn, training in near.shown.astype(int):
+        assert np.abs(drawn - training).max() <= 1
     honest = take(prepared, Real(prepared), "memory", model=Pixels(), count=count).others
     assert honest[0].value < 0.1
     assert honest[1].value == pytest.approx(honest[1].reference, rel=0.3)
@@ -741,7 +747,8 @@ def test_the_document_has_every_number_and_keeps_earlier_ones(
         "r_precision_discriminator",
     }
     assert first["step"] == 1
-    assert len(first["nearest"]) == 8
+    assert len(first["nearest"]) == first["count"]
+    assert set(first["nearest"][0]) == {"caption", "sample", "distance"}
     assert store.read("runs/run/evaluation/test_nearest.png").startswith(b"\x89PNG")
     evaluated(store, run, groups=["diversity"])
     second = json.loads(store.read(key))

@@ -328,7 +328,9 @@ def test_a_gan_begins_with_the_pretrained_encoder(
         assert encoder["origin"]
     pleasing = [f"encoder.init_from={place}", "train.pretrained_matching=1", "train.steps=10"]
     if objective == "matching":
-        runner.train_without_ray("pleasing", unbroken, *pleasing)
+        runner.train_without_ray("pleasing", unbroken, *pleasing, "data.wrong=one_word")
+        tags = runner.mlflow_run("pleasing", key="pleasing").data.tags
+        assert tags["t2i_ray.wrong_fallbacks"] == "0"  # every caption has a word to change
         assert len(runner.checkpoint("pleasing").tensors["history"]["g_pretrained_match"]) == 10
     else:
         error = runner.train("pleasing-words", *pleasing, code=2)

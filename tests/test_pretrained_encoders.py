@@ -32,6 +32,8 @@ from t2i_ray.config import (
     allow,
     classes_in,
     identity_hash,
+    load_config,
+    load_sweep,
     parse_config,
     parse_sweep,
     require_allowed,
@@ -67,6 +69,7 @@ SIZES: dict[str, Any] = {
     "max_tokens": 20,
 }
 WORDS = Recurrent(kind="lstm", **SIZES)
+SHIPPED = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +216,7 @@ def test_a_place_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         ({"kind": "gru"}, ["a lstm encoder lies there", "encoder.kind=gru"]),
         ({"dim": 11, "hidden_dim": 3}, ["set encoder.hidden_dim=12 encoder.dim=10"]),
-        ({"init_from": "/nowhere"}, ["/nowhere", "no encoder.json"]),
+        ({"init_from": "/nowhere"}, ["/nowhere", "no encoder.json", "pretrain-encoder"]),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -666,6 +669,32 @@ def test_a_sweeps_encoders_are_pinned_and_their_paths_absolute(
     assert (second.init_from, second.init_sha256) == (None, None)
     assert first.init_from == str(tmp_path / "saved")
     assert first.init_sha256 == pin(first)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "config"),
+    [
+        ("published_comparison", "pretrain_16"),
+        ("published_comparison_oxford", "gan_cls_64"),
+    ],
+)
+def test_the_comparisons_start_from_what_their_pretraining_makes(
+    folders: dict[str, Path], tmp_path: Path, sweep: str, config: str
+) -> None:
+    encoders = load_sweep(SHIPPED / "tune_configs" / f"{sweep}.yaml").space["encoder"].grid
+    assert isinstance(encoders, dict)
+    assert sorted(encoders) == ["bigru", "bigru-autoencoder", "xlnet", "xlnet-autoencoder"]
+    made: dict[str, EncoderConfig] = {
+        "bigru-autoencoder": load_config(SHIPPED / "configs" / f"{config}.yaml").encoder,
+        "xlnet-autoencoder": HuggingFace(train="tuned", model=str(folders["xlnet"])),
+    }
+    for name, section in made.items():
+        save_pretrained_encoder(build_encoder(section, CAPTIONS), tmp_path / name)
+        arm = encoders[name]
+        assert arm["train"] == "frozen"
+        assert arm["init_from"].startswith(f"~/t2i_ray/runs/{name}")
+        given = type(section).model_validate({**arm, "init_from": str(tmp_path / name)})
+        build_encoder(given, [])  # refuses other kinds and sizes
 
 
 def test_a_sweep_over_places_pins_what_lies_at_each(tmp_path: Path) -> None:

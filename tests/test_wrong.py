@@ -325,10 +325,12 @@ def test_data_without_classes_are_refused_before_workers_start(
     with pytest.raises(UserError, match=rf"^data\.wrong={kind}: .*use data\.wrong=other_class"):
         prepare_data(with_wrong(config, kind), store)
     assert capsys.readouterr().out == ""
-    config, store, _ = garden
+    config, store, prepared = garden
     prepare_data(with_wrong(config, kind), store)
     count = {"same_class": 10, "hard": 5}[kind]
     assert f"data.wrong={kind}: {count} of 38 training pictures" in capsys.readouterr().out
+    there = Feed(with_wrong(config, kind), prepared, np.zeros((1, 1)), torch.device("cpu"))
+    assert there.fallbacks == count
     prepare_data(with_wrong(config, "one_word"), store)
     assert re.search(r"one_word: \d+ of 48 training captions", capsys.readouterr().out)
 

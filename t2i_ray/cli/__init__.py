@@ -220,7 +220,11 @@ def evaluate(
     ] = None,
     resamples: Annotated[
         int | None,
-        typer.Option(min=0, help="Resamples behind an interval; 0: no intervals. None: 200."),
+        typer.Option(
+            min=0,
+            help="Resamples behind an interval; 0: no intervals. None: the run's "
+            "evaluation.resamples.",
+        ),
     ] = None,
     matcher: Annotated[
         str | None,

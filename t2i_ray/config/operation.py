@@ -51,6 +51,13 @@ class Evaluation(Section):
         "0: rank 0 measures, and training waits. Pretraining is measured by rank 0 in any case.",
         ge=0,
     )
+    resamples: int = operational(
+        200,
+        doc="Resamples behind the 95 % interval of a distance, of a mean five times as many; 0: no "
+        "intervals. Of what is measured aside and by t2i-ray evaluate: rank 0, for which training "
+        "waits, takes none.",
+        ge=0,
+    )
     inception: str | None = operational(
         None,
         doc="Path of Inception's weights as .safetensors, by which to measure as well; see "

@@ -60,6 +60,14 @@ class Batches:
         self._wrong = WrongCaptions(prepared, kind, split)
         self._changed = ChangedCaptions(prepared, split) if one_word else None
 
+    @property
+    def fallbacks(self) -> int:
+        """How many pictures get a wrong caption of any class, having none as data.wrong has it.
+
+        With ``one_word``: how many captions.
+        """
+        return self._changed.unchanged if self._changed else self._wrong.fallbacks
+
     def piece(self, step: int, micro: int) -> Piece:
         """Micro-batch ``micro`` of step ``step``, both from 0. A pure function of these."""
         start = step * self._batch + micro * self._micro

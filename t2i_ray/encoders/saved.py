@@ -132,8 +132,8 @@ def _folder(place: str, storage: Storage | None) -> Path:
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(
-                f"encoder.init_from={place}: there is no {name}; give a folder that holds a "
-                "pretrained encoder"
+                f"encoder.init_from={place}: there is no {name}; give the encoder/ of a "
+                "run of 't2i-ray pretrain-encoder', or make one"
             )
     return folder
 

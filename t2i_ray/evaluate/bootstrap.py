@@ -16,8 +16,7 @@ import numpy as np
 
 from t2i_ray.data import counter_rng
 
-RESAMPLES = 200  # of a distance between sets
-CHEAPER = 5  # times as many of a mean
+CHEAPER = 5  # times as many resamples of a mean as of a distance between sets
 LEVELS = (0.025, 0.975)
 
 Interval = tuple[float, float] | None

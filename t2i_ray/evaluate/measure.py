@@ -75,7 +75,7 @@ def measure(
         others=others,
         resamples=resamples,
         real_count=len(pictures.real),
-        pairs=taking.pairs,
+        nearest=taking.nearest,
     )
 
 

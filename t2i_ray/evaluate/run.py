@@ -13,7 +13,6 @@ from t2i_ray import report, tracking
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.config import CHEAP, GROUPS, Config, UserError, parse_config
 from t2i_ray.data import Prepared, open_prepared
-from t2i_ray.evaluate.bootstrap import RESAMPLES
 from t2i_ray.evaluate.judges import Judges
 from t2i_ray.evaluate.matching import HEAD_TENSORS, of_discriminator
 from t2i_ray.evaluate.measure import measure
@@ -37,7 +36,7 @@ class Wanted:
         inception: path of Inception's weights; None: what the run's evaluation.inception says.
         features: path of a YAML that describes a network of the user's own. Only from here, never
             from a checkpoint: it may name a Python class.
-        resamples: behind the intervals; None: bootstrap.RESAMPLES.
+        resamples: behind the intervals; None: what the run's evaluation.resamples says.
         seed: of captions, noise and resamples.
         matcher: a run that pretrained an encoder by matching, for R-precision.
         head: whether the discriminator's own matching head, if it has one, is a matcher too.
@@ -97,7 +96,7 @@ def evaluate_run(
         {checkpoint.step: measures.metrics},
         timeout=patience,
         attempt=record.attempt,
-        files=[result_key(split)] if step is None else (),  # with intervals, counts and seeds
+        files=[result_key(split, step)],  # with intervals, counts and seeds
     )
     newest = read_run(store, record.name)
     if not shown and newest and newest.status != "RUNNING":
@@ -162,7 +161,7 @@ def _measured(
         models=judges.models,
         matchers=judges.matchers,
         data=config.data,
-        resamples=RESAMPLES if wanted.resamples is None else wanted.resamples,
+        resamples=config.evaluation.resamples if wanted.resamples is None else wanted.resamples,
         real=real,
     )
     return replace(measures, models=judges.about)
@@ -189,10 +188,9 @@ def _keep(folder: Store, key: str, step: int, measures: Measures, prepared: Prep
     """Write the document, and the pictures nearest to training pictures."""
     document = {"step": step, "metrics": measures.metrics, **measures.to_json()}
     folder.write_json(key, _joined(folder.read_json(key, {}), document))
-    if measures.pairs:
-        captions = [prepared.captions[pair.caption] for pair in measures.pairs]
-        images = [image for pair in measures.pairs for image in (pair.generated, pair.training)]
-        grid = report.sample_grid(np.stack(images), captions)
+    if found := measures.nearest:
+        captions = [prepared.captions[pair.caption] for pair in found.pairs[: len(found.shown)]]
+        grid = report.sample_grid(np.concatenate(found.shown), captions)
         folder.write(f"{key.removesuffix('.json')}_nearest.png", grid)
 
 

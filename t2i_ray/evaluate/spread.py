@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,13 +34,11 @@ def diversity(pictures: Pictures, model: FeatureModel) -> tuple[np.ndarray, floa
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated picture and the training picture nearest to it."""
+    """A generated picture, by its caption, and the training picture nearest to it."""
 
     caption: int
     sample: int
     distance: float
-    generated: np.ndarray = field(repr=False, compare=False)  # uint8 [S, S, 3]
-    training: np.ndarray = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,8 @@ class Nearest:
     generated: np.ndarray  # float64 [n]
     real: np.ndarray  # float64 [r], of the split's real pictures
     searched: int  # training pictures
-    pairs: list[Pair]  # the nearest ones
+    pairs: list[Pair]  # of all generated ones, the nearest first
+    shown: np.ndarray  # the first pairs' pictures, uint8 [SHOWN, 2, S, S, 3]
 
     @property
     def threshold(self) -> float:
@@ -70,21 +69,17 @@ def nearest(pictures: Pictures, model: FeatureModel) -> Nearest:
     searched = np.concatenate([pictures.features(model, way).rows for way in ways])
     distance, which = _nearest(pictures.features(model, "generated").rows, searched)
     real, _ = _nearest(pictures.features(model, "real").rows, searched)
-    order = np.argsort(distance, kind="stable")[:SHOWN]
-    count = len(pictures.training_ids)
-    samples = pictures.training_ids[which[order] % count]
-    shown = pictures.cut(samples)
+    order, count = np.argsort(distance, kind="stable"), len(pictures.training_ids)
+    samples = pictures.training_ids[which % count]
     pairs = [
-        Pair(
-            caption=int(pictures.captions[at]),
-            sample=int(sample),
-            distance=float(distance[at]),
-            generated=pictures.generated[at],
-            training=picture[:, ::-1] if which[at] >= count else picture,
-        )
-        for at, sample, picture in zip(order, samples, shown, strict=True)
+        Pair(int(pictures.captions[at]), int(samples[at]), float(distance[at])) for at in order
     ]
-    return Nearest(distance, real, count, pairs)
+    first = order[:SHOWN]
+    mirrored = which[first, None, None, None] >= count
+    cut = pictures.cut(samples[first])
+    training = np.where(mirrored, cut[:, :, ::-1], cut)
+    shown = np.stack([pictures.generated[first], training], axis=1)
+    return Nearest(distance, real, count, pairs, shown)
 
 
 def _nearest(rows: np.ndarray, searched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from t2i_ray.evaluate.bootstrap import Interval
 from t2i_ray.evaluate.features import FeatureModel
 from t2i_ray.evaluate.matching import OTHERS, Matcher, r_precision
 from t2i_ray.evaluate.pictures import NOISES, Pictures
-from t2i_ray.evaluate.spread import NEAR, Pair, diversity, nearest
+from t2i_ray.evaluate.spread import NEAR, Nearest, diversity, nearest
 from t2i_ray.evaluate.values import Value
 
 
@@ -33,7 +33,7 @@ class Taking:
         matchers: Sequence[Matcher],
         resamples: int,
     ) -> None:
-        self.pairs: list[Pair] = []  # generated pictures nearest to training ones, once looked for
+        self.nearest: Nearest | None = None  # training pictures, by the first model asked
         self._pictures, self._models, self._matchers = pictures, models, matchers
         self._resamples = resamples
         self._by_model: dict[str, Callable[[FeatureModel], list[Value]]] = {
@@ -182,7 +182,7 @@ class Taking:
 
     def _memory(self, model: FeatureModel) -> list[Value]:
         found = nearest(self._pictures, model)
-        self.pairs = self.pairs or found.pairs
+        self.nearest = self.nearest or found
         memorised, name = KINDS["memorised"].name(model.name), KINDS["nearest"].name(model.name)
         median = bootstrap.of_statistic(
             lambda at: float(np.median(found.generated[at])),

@@ -9,7 +9,7 @@ from typing import Any
 from t2i_ray.config import KINDS, larger_is_better
 from t2i_ray.evaluate.agreement import READABLE, Agreement, mean_share
 from t2i_ray.evaluate.bootstrap import Interval
-from t2i_ray.evaluate.spread import Pair
+from t2i_ray.evaluate.spread import Nearest
 
 BETTER = {True: "larger", False: "smaller", None: "neither"}
 
@@ -51,7 +51,7 @@ class Measures:
     others: list[Value]
     resamples: int = 0
     real_count: int = 0
-    pairs: list[Pair] = field(default_factory=list)  # the nearest to training pictures
+    nearest: Nearest | None = None  # training pictures, if they were looked for
     models: dict[str, str] = field(default_factory=dict)  # name -> what it is
 
     @property
@@ -105,10 +105,7 @@ class Measures:
             "agreements": [
                 {**asdict(one), "is_measure": one.is_measure} for one in self.agreements
             ],
-            "nearest": [
-                {"caption": one.caption, "sample": one.sample, "distance": one.distance}
-                for one in self.pairs
-            ],
+            "nearest": [asdict(pair) for pair in self.nearest.pairs] if self.nearest else [],
             "models": self.models,
         }
 

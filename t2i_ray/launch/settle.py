@@ -8,7 +8,7 @@ from t2i_ray import tracking
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
 from t2i_ray.claims import Number, Superseded, check
 from t2i_ray.config import Config, parse_config
-from t2i_ray.runs import RunRecord, is_lost, now, read_run, result_key, run_store, write_run
+from t2i_ray.runs import RunRecord, is_lost, now, read_run, run_store, write_run
 from t2i_ray.storage import Store
 from t2i_ray.storage.scratch import scratch
 
@@ -88,9 +88,13 @@ def sync(
     if checkpoint is not None:
         left = checkpoint.documents["tracking"]
         complete = tracking.sync(destination, left, store, patience, attempt=record.attempt)
-        if complete and (rows := _measured(place)):
-            files = filter(place.exists, map(result_key, ("val", "test")))
-            complete = tracking.add(destination, left, store, rows, patience, record.attempt, files)
+        if complete and (documents := _measured(place)):
+            rows: dict[int, dict[str, float]] = {}
+            for document in documents.values():
+                rows.setdefault(document["step"], {}).update(document["metrics"])
+            complete = tracking.add(
+                destination, left, store, rows, patience, record.attempt, documents
+            )
     model = model and config.model.draws and record.status == "FINISHED"
     if complete and destination and checkpoint and model:
         complete = _log_model(destination, record, checkpoint, config.tracking.register_model)
@@ -111,15 +115,13 @@ def sync(
     return complete
 
 
-def _measured(place: Store) -> dict[int, dict[str, float]]:
-    """What was measured of checkpoints besides training: step -> name -> value."""
-    rows: dict[int, dict[str, float]] = {}
-    # From the back: of two measurements of a step, that of training (evaluation/val/...) counts.
-    for key in reversed(place.list("evaluation")):
-        if key.endswith(".json"):
-            document = place.read_json(key)
-            rows[document["step"]] = {**document["metrics"], **rows.get(document["step"], {})}
-    return rows
+def _measured(place: Store) -> dict[str, dict[str, Any]]:
+    """The documents of what was measured of checkpoints besides training, by key.
+
+    Of two of a step, that of training (val/... comes after val.json) is the last, and counts.
+    """
+    keys = place.list("evaluation")
+    return {key: place.read_json(key) for key in keys if key.endswith(".json")}
 
 
 def _log_model(

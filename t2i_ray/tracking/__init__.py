@@ -1,6 +1,7 @@
 """MLflow shows the committed history of a run; see docs/tracking.md. Imports mlflow late."""
 
 from t2i_ray.tracking.about import (
+    FALLBACKS_TAG,
     REASON_TAG,
     ROLLBACKS_TAG,
     About,
@@ -31,6 +32,7 @@ from t2i_ray.tracking.server import announce, one_line, set_status
 from t2i_ray.tracking.tracker import Tracker, add, sync
 
 __all__ = [
+    "FALLBACKS_TAG",
     "REASON_TAG",
     "ROLLBACKS_TAG",
     "SETTING_TAG",

@@ -32,6 +32,7 @@ RUN_TAG = "t2i_ray.run"  # by which a run is found again
 ATTEMPT_TAG = "t2i_ray.attempt"  # by which a zombie is fenced off
 STEP_TAG = "t2i_ray.step"  # up to which step the history is committed
 ROLLBACKS_TAG = "t2i_ray.rollbacks"  # where a run went back, and why
+FALLBACKS_TAG = "t2i_ray.wrong_fallbacks"  # how often there was no caption as data.wrong has it
 REASON_TAG = "t2i_ray.reason"  # why a run failed or was stopped
 
 # Where secrets stand: in URIs, and in variables of these names, unless they are shorter.

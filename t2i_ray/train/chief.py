@@ -22,7 +22,7 @@ from t2i_ray.family import Family, Objective
 from t2i_ray.pretrain import Tower
 from t2i_ray.runs import Scores, run_store
 from t2i_ray.storage import StorageError, Store
-from t2i_ray.tracking import ROLLBACKS_TAG, About, Tracker, resolve, tag
+from t2i_ray.tracking import FALLBACKS_TAG, ROLLBACKS_TAG, About, Tracker, resolve, tag
 from t2i_ray.train.bystander import MAY, MAY_NOT, WAITS, Bystander
 from t2i_ray.train.cost import Cost
 from t2i_ray.train.drawing import Drawing
@@ -74,6 +74,8 @@ class Chief(Bystander):
             self._history = {name: column.tolist() for name, column in history.items()}
         start = checkpoint.step if checkpoint else 0
         about = About.from_json(job.about).here()
+        if config.data.wrong != "other_class":
+            about = replace(about, tags={**about.tags, FALLBACKS_TAG: str(feed.fallbacks)})
         if guard.rollbacks:
             about = replace(about, tags={**about.tags, ROLLBACKS_TAG: tag(guard.told())})
             if guard.rollbacks[-1]["to"] == start:

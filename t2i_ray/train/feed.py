@@ -61,6 +61,11 @@ class Feed:
         config = config.model_copy(update={"data": data})
         return Feed(config, prepared, rows, device, split=split)
 
+    @property
+    def fallbacks(self) -> int:
+        """See Batches."""
+        return self._batches.fallbacks
+
     def piece(self, step: int, micro: int) -> Piece:
         """The tensors of one micro-batch of one step."""
         begun = time.perf_counter()
