@@ -19,7 +19,14 @@ from t2i_ray.config import UserError
 from t2i_ray.data.captions import decode
 from t2i_ray.data.record import SPLIT_NAMES, SPLITS, Rejected, split_by_hash, split_in_name
 from t2i_ray.data.sources.base import Catalogue, Entry
-from t2i_ray.data.sources.place import PATH, File, check_size, check_unchanged, find_files
+from t2i_ray.data.sources.place import (
+    PATH,
+    File,
+    check_size,
+    check_unchanged,
+    find_files,
+    look_into,
+)
 from t2i_ray.storage import open_key
 
 _IMAGES = ("image", "img", "jpg", "picture")
@@ -61,18 +68,20 @@ class ParquetSource(Catalogue):
 
 def _find(source: config.Parquet, files: list[File]) -> dict[str, Entry]:
     """Every row of every file. Raises UserError."""
-    entries: dict[str, Entry] = {}
-    for number, file in enumerate(files):
+    numbers = {file.key: number for number, file in enumerate(files)}
+
+    def look(file: File) -> dict[str, Entry]:
         try:
             opened = _open(file)
             columns = _Columns(source, file, opened.schema_arrow)
-            entries |= _entries(columns, opened, number, file.key)
+            return _entries(columns, opened, numbers[file.key], file.key)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{PATH}: {file.store.uri}/{file.key}: no Parquet that can be read "
                 f"({' '.join(str(error).split())}); fetch it anew"
             ) from None
-    return entries
+
+    return {key: entry for rows in look_into(files, look) for key, entry in rows.items()}
 
 
 class _Columns:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from t2i_ray.config import Source, Storage, UserError
 from t2i_ray.data.record import Rejected
@@ -21,9 +21,11 @@ from t2i_ray.storage import (
     open_store,
 )
 
+Found = TypeVar("Found")
+
 PATH = "data.source.path"
 LARGEST = 64 << 20  # bytes of an image file; what is larger is rejected unread
-_READERS = 8  # small files at a time
+_READERS = 8  # files at a time
 _WILD = set("*?[")
 # What a store says of one file alone; anything else is about the store, and ends the task.
 _OF_ONE_FILE = ("EACCES", "EPERM", "ENAMETOOLONG", "ELOOP", "AccessDenied", "KeyTooLongError")
@@ -112,6 +114,12 @@ def find_file(path: str, reach: Storage) -> File:
         return File(store, name, store.stamp(name))
     except MissingKey:
         raise UserError(f"{PATH}={path}: no such file in {store.uri}; mend the path") from None
+
+
+def look_into(files: list[File], look: Callable[[File], Found]) -> list[Found]:
+    """What is found in each, several looked into at a time: of those on S3 most time is waiting."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(look, files))
 
 
 def check_unchanged(file: File) -> None:

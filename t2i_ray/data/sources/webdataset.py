@@ -23,7 +23,7 @@ from t2i_ray.config import UserError
 from t2i_ray.data.captions import decode
 from t2i_ray.data.record import Rejected, split_by_hash, split_in_name
 from t2i_ray.data.sources.base import Catalogue, Entry
-from t2i_ray.data.sources.place import LARGEST, PATH, File, check_unchanged, find_files
+from t2i_ray.data.sources.place import LARGEST, PATH, File, check_unchanged, find_files, look_into
 from t2i_ray.storage import open_key
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")  # the first of these that a sample has
@@ -62,9 +62,11 @@ class WebDatasetSource(Catalogue):
 def _find(source: config.WebDataset, files: list[File]) -> dict[str, Entry]:
     """Every sample of every tar. Raises UserError."""
     entries = {}
-    for number, file in enumerate(files):
+    for number, (file, samples) in enumerate(
+        zip(files, look_into(files, _look_through), strict=True)
+    ):
         named = split_in_name(file.key)
-        for name, sample in _look_through(file).items():
+        for name, sample in samples.items():
             key = f"{file.key}/{name}"
             entries[key] = _entry(source, number, sample, named or split_by_hash(key))
     return entries
