@@ -459,11 +459,12 @@ def test_options_of_a_users_encoder_name_no_classes(monkeypatch: pytest.MonkeyPa
 # ---------------------------------------------------------------------- captions that are read
 
 
-def test_scripts_are_those_of_letters_alone() -> None:
+def test_scripts_are_those_of_letters_and_symbols() -> None:
     assert scripts_of(["A red flower, 12 petals! ½ ℃", "ﬁne"]) == ["LATIN"]
     assert scripts_of(["қызыл гүл", "red"]) == ["CYRILLIC", "LATIN"]
     assert scripts_of(["赤い花", "ピンク", "ﾋﾟﾝｸ"]) == ["CJK"]
-    assert scripts_of(["", "12 ?!", "\u0301"]) == []
+    assert scripts_of(["", "12 ?!", "\u0301", "20°", "©"]) == []
+    assert scripts_of(["🌹", "a ★"]) == ["LATIN", "SYMBOLS"]
     assert scripts_of(["a red flower"] * 200 + ["я"], least=0.001) == ["LATIN"]
     assert scripts_of(["a red flower"] * 200 + ["я"] * 3, least=0.001) == ["CYRILLIC", "LATIN"]
 
@@ -473,14 +474,14 @@ def test_what_is_refused_and_what_is_only_half_read() -> None:
     encoder.scripts = scripts_of(CAPTIONS)
     assert refusal(encoder, "a red flower") is None
     assert refusal(encoder, "") == refusal(encoder, "!!! ...") == "it has no words"
-    assert refusal(encoder, "🌹") == "the encoder knows none of its 1 words"
+    assert refusal(encoder, "🌹") == "it is written in SYMBOLS, and the training captions in LATIN"
     assert unknown_words(encoder, "a red 🌹 !") == (["🌹"], 3)
     assert unknown_words(encoder, "a crimson flower; crimson!") == (["crimson", "crimson"], 4)
     assert refusal(encoder, "a crimson thing") is None
     assert refusal(encoder, "rote Blume, weiß") == "the encoder knows none of its 3 words"
     assert refusal(encoder, "қызыл гүл, white") is None  # some of it can be read
     told = refusal(encoder, "қызыл гүл")
-    assert told == "it is written in CYRILLIC letters, and the training captions in LATIN"
+    assert told == "it is written in CYRILLIC, and the training captions in LATIN"
 
 
 def test_a_model_that_reads_every_script_was_trained_on_one(folders: dict[str, Path]) -> None:
@@ -493,6 +494,8 @@ def test_a_model_that_reads_every_script_was_trained_on_one(folders: dict[str, P
     assert refusal(encoder, "красный цветок") is None
     encoder.scripts = ["LATIN"]
     assert unknown_words(encoder, "қызыл гүл x") == (["қызыл", "гүл"], 3)
+    assert unknown_words(encoder, "x 🌹") == (["🌹"], 2)
+    assert "SYMBOLS" in str(refusal(encoder, "🌹"))
     assert refusal(encoder, "қызыл гүл x") is None
 
 

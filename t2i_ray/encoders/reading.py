@@ -10,12 +10,14 @@ from t2i_ray.encoders.interface import Encoder
 
 # Japanese is written in all of them, and a Chinese caption reads none of the others.
 _TOGETHER = dict.fromkeys(("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "BOPOMOFO"), "CJK")
+_SIGNS = "\u2190"  # below are signs such as those of degrees and of trademarks
 
 
 def scripts_of(texts: Iterable[str], least: float = 0) -> list[str]:
     """Scripts of the letters in the texts as Unicode names them, such as LATIN, sorted.
 
-    Only those that more than the share ``least`` of all letters are of.
+    Emoji and the like are a script of their own, SYMBOLS. Only those that more than the share
+    ``least`` of all letters and symbols are of.
     """
     characters: Counter[str] = Counter()
     for text in texts:
@@ -23,9 +25,12 @@ def scripts_of(texts: Iterable[str], least: float = 0) -> list[str]:
     scripts: Counter[str] = Counter()
     for character, count in characters.items():
         for letter in unicodedata.normalize("NFKC", character):
-            if unicodedata.category(letter)[0] == "L":
+            category = unicodedata.category(letter)
+            if category[0] == "L":
                 name = unicodedata.name(letter, "UNKNOWN").split()[0]
                 scripts[_TOGETHER.get(name, name)] += count
+            elif category == "So" and letter >= _SIGNS:
+                scripts["SYMBOLS"] += count
     return sorted(name for name, count in scripts.items() if count > least * scripts.total())
 
 
@@ -49,8 +54,8 @@ def refusal(encoder: Encoder, caption: str) -> str | None:
     """
     if _is_foreign(encoder, caption):
         return (
-            f"it is written in {', '.join(scripts_of([caption]))} letters, and the training "
-            f"captions in {', '.join(encoder.scripts or ())}"
+            f"it is written in {', '.join(scripts_of([caption]))}, and the training captions "
+            f"in {', '.join(encoder.scripts or ())}"
         )
     unknown, count = unknown_words(encoder, caption)
     if not count:
