@@ -749,6 +749,7 @@ def test_the_document_has_every_number_and_keeps_earlier_ones(
     assert first["step"] == 1
     assert len(first["nearest"]) == first["count"]
     assert set(first["nearest"][0]) == {"caption", "sample", "distance"}
+    assert first["nearest_in"] == "reader"
     assert store.read("runs/run/evaluation/test_nearest.png").startswith(b"\x89PNG")
     evaluated(store, run, groups=["diversity"])
     second = json.loads(store.read(key))

@@ -674,30 +674,46 @@ def test_a_sweeps_encoders_are_pinned_and_their_paths_absolute(
     assert first.init_sha256 == pin(first)
 
 
+def encoders_of(name: str) -> dict[str, dict[str, Any]]:
+    """The encoders that a comparison as shipped compares."""
+    found = load_sweep(SHIPPED / f"tune_configs/{name}.yaml").space["encoder"].grid
+    assert isinstance(found, dict)
+    return found
+
+
 @pytest.mark.parametrize(
     ("sweep", "config"),
     [
-        ("published_comparison", "pretrain_16"),
+        ("published_comparison_autoencoders", "pretrain_16"),
         ("published_comparison_oxford", "gan_cls_64"),
     ],
 )
 def test_the_comparisons_start_from_what_their_pretraining_makes(
     folders: dict[str, Path], tmp_path: Path, sweep: str, config: str
 ) -> None:
-    encoders = load_sweep(SHIPPED / "tune_configs" / f"{sweep}.yaml").space["encoder"].grid
-    assert isinstance(encoders, dict)
-    assert sorted(encoders) == ["bigru", "bigru-autoencoder", "xlnet", "xlnet-autoencoder"]
     made: dict[str, EncoderConfig] = {
-        "bigru-autoencoder": load_config(SHIPPED / "configs" / f"{config}.yaml").encoder,
+        "bigru-autoencoder": load_config(SHIPPED / f"configs/{config}.yaml").encoder,
         "xlnet-autoencoder": HuggingFace(train="tuned", model=str(folders["xlnet"])),
     }
     for name, section in made.items():
         save_pretrained_encoder(build_encoder(section, CAPTIONS), tmp_path / name)
-        arm = encoders[name]
-        assert arm["train"] == "frozen"
-        assert arm["init_from"].startswith(f"~/t2i_ray/runs/{name}")
-        given = type(section).model_validate({**arm, "init_from": str(tmp_path / name)})
+        encoder = encoders_of(sweep)[name]
+        assert encoder["train"] == "frozen"
+        assert encoder["init_from"].startswith(f"~/t2i_ray/runs/{name}")
+        given = type(section).model_validate({**encoder, "init_from": str(tmp_path / name)})
         build_encoder(given, [])  # refuses other kinds and sizes
+
+
+def test_the_comparison_with_autoencoders_differs_in_nothing_else() -> None:
+    names = ("published_comparison", "published_comparison_autoencoders")
+    plain, auto = (
+        yaml.safe_load((SHIPPED / f"tune_configs/{name}.yaml").read_text()) for name in names
+    )
+    for document in (plain, auto):
+        del document["name"], document["space"]["encoder"]
+    assert plain == auto
+    assert [*encoders_of(names[0])] == ["bigru", "xlnet"]
+    assert [*encoders_of(names[1])] == ["bigru-autoencoder", "xlnet-autoencoder"]
 
 
 def test_a_sweep_over_places_pins_what_lies_at_each(tmp_path: Path) -> None:

@@ -220,11 +220,7 @@ def evaluate(
     ] = None,
     resamples: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            help="Resamples behind an interval; 0: no intervals. None: the run's "
-            "evaluation.resamples.",
-        ),
+        typer.Option(min=0, help="Resamples behind an interval; 0: no intervals. None: 200."),
     ] = None,
     matcher: Annotated[
         str | None,

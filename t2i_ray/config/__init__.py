@@ -18,7 +18,7 @@ from t2i_ray.config.measures import (
     larger_is_better,
     names_taken,
 )
-from t2i_ray.config.operation import Cluster, Storage, Tracking
+from t2i_ray.config.operation import Cluster, Evaluation, Storage, Tracking
 from t2i_ray.config.reading import (
     UserError,
     json_schema,
@@ -67,6 +67,7 @@ __all__ = [
     "Dimension",
     "Emoji",
     "EncoderConfig",
+    "Evaluation",
     "Folder",
     "Hdf5",
     "HuggingFace",

@@ -64,7 +64,7 @@ class Batches:
     def fallbacks(self) -> int:
         """How many pictures get a wrong caption of any class, having none as data.wrong has it.
 
-        With ``one_word``: how many captions.
+        With ``one_word``: in how many captions no word stands where another may.
         """
         return self._changed.unchanged if self._changed else self._wrong.fallbacks
 

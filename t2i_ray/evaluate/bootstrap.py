@@ -16,7 +16,8 @@ import numpy as np
 
 from t2i_ray.data import counter_rng
 
-CHEAPER = 5  # times as many resamples of a mean as of a distance between sets
+RESAMPLES = 200  # of a distance between sets
+CHEAPER = 5  # times as many of a mean
 LEVELS = (0.025, 0.975)
 
 Interval = tuple[float, float] | None

@@ -1,8 +1,8 @@
 """Distances between sets of features, by kept libraries: torchmetrics, and prdc of its authors.
 
 The Frechet distance in the reader's features alone is computed here, since training takes it and
-needs no library for it; so are its resamples, whose matrix root is taken once. A test holds both
-against torchmetrics.
+needs no library for it; so are the resamples of every Frechet distance, since the matrix root that
+they share is then taken once. A test holds both against torchmetrics.
 """
 
 from __future__ import annotations

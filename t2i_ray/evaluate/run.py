@@ -11,8 +11,9 @@ import numpy as np
 
 from t2i_ray import report, tracking
 from t2i_ray.checkpoint import Checkpoint, Checkpoints
-from t2i_ray.config import CHEAP, GROUPS, Config, UserError, parse_config
+from t2i_ray.config import CHEAP, GROUPS, Config, Evaluation, UserError, parse_config
 from t2i_ray.data import Prepared, open_prepared
+from t2i_ray.evaluate.bootstrap import RESAMPLES
 from t2i_ray.evaluate.judges import Judges
 from t2i_ray.evaluate.matching import HEAD_TENSORS, of_discriminator
 from t2i_ray.evaluate.measure import measure
@@ -36,10 +37,11 @@ class Wanted:
         inception: path of Inception's weights; None: what the run's evaluation.inception says.
         features: path of a YAML that describes a network of the user's own. Only from here, never
             from a checkpoint: it may name a Python class.
-        resamples: behind the intervals; None: what the run's evaluation.resamples says.
+        resamples: behind the intervals; None: bootstrap.RESAMPLES.
         seed: of captions, noise and resamples.
         matcher: a run that pretrained an encoder by matching, for R-precision.
         head: whether the discriminator's own matching head, if it has one, is a matcher too.
+        own: the section evaluation to go by; None: the checkpoint's.
     """
 
     groups: Sequence[str] = ()
@@ -49,6 +51,7 @@ class Wanted:
     seed: int = 0
     matcher: str | None = None
     head: bool = True
+    own: Evaluation | None = None
 
     def __post_init__(self) -> None:
         unknown = [group for group in self.groups if group not in (*GROUPS, ALL, OWN)]
@@ -161,7 +164,7 @@ def _measured(
         models=judges.models,
         matchers=judges.matchers,
         data=config.data,
-        resamples=config.evaluation.resamples if wanted.resamples is None else wanted.resamples,
+        resamples=RESAMPLES if wanted.resamples is None else wanted.resamples,
         real=real,
     )
     return replace(measures, models=judges.about)
@@ -170,7 +173,8 @@ def _measured(
 def _with(config: Config, wanted: Wanted) -> Config:
     """The run's config with the judges that are given besides its own."""
     given = {"inception": wanted.inception, "matcher": wanted.matcher}
-    evaluation = config.evaluation.model_copy(update={k: v for k, v in given.items() if v})
+    own = wanted.own or config.evaluation
+    evaluation = own.model_copy(update={k: v for k, v in given.items() if v})
     return config.model_copy(update={"evaluation": evaluation})
 
 
@@ -208,6 +212,7 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         "agreements": new["agreements"] or old["agreements"],
         "mean": new["mean"] if new["agreements"] else old["mean"],
         "nearest": new["nearest"] or old["nearest"],
+        "nearest_in": new["nearest_in"] or old.get("nearest_in"),
         "models": {**old["models"], **new["models"]},
     }
 

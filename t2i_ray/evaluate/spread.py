@@ -45,6 +45,7 @@ class Pair:
 class Nearest:
     """Distances to the nearest training picture, plain or mirrored."""
 
+    model: str  # in whose features
     generated: np.ndarray  # float64 [n]
     real: np.ndarray  # float64 [r], of the split's real pictures
     searched: int  # training pictures
@@ -79,7 +80,7 @@ def nearest(pictures: Pictures, model: FeatureModel) -> Nearest:
     cut = pictures.cut(samples[first])
     training = np.where(mirrored, cut[:, :, ::-1], cut)
     shown = np.stack([pictures.generated[first], training], axis=1)
-    return Nearest(distance, real, count, pairs, shown)
+    return Nearest(model.name, distance, real, count, pairs, shown)
 
 
 def _nearest(rows: np.ndarray, searched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -106,7 +106,7 @@ class Taking:
             len(generated),
             interval,
             resamples,
-            reference=distances.frechet_distance(real[:half], real[half:]),
+            reference=distance(real[:half], real[half:]),
             of=f"one half of the {len(real)} real pictures to the other",
         )
 

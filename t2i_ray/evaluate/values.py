@@ -106,6 +106,7 @@ class Measures:
                 {**asdict(one), "is_measure": one.is_measure} for one in self.agreements
             ],
             "nearest": [asdict(pair) for pair in self.nearest.pairs] if self.nearest else [],
+            "nearest_in": self.nearest.model if self.nearest else None,  # whose features
             "models": self.models,
         }
 

@@ -163,9 +163,8 @@ def measure(document: dict[str, Any], record: dict[str, Any], step: int) -> dict
     torch.set_num_threads(config.aside)
     store = open_store(config.storage)
     given = config.evaluation
-    wanted = Wanted(
-        [OWN], given.inception, resamples=given.resamples, matcher=given.matcher, head=False
-    )
+    resamples = 0 if given.resamples is None and given.inception else given.resamples
+    wanted = Wanted([OWN], resamples=resamples, head=False, own=given)
     real = _real_pictures(config.model_dump_json(), run.data)
     try:
         evaluate_run(store, run, SPLIT, given.samples, PATIENCE, wanted, step=step, real=real)

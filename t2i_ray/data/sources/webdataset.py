@@ -61,15 +61,17 @@ class WebDatasetSource(Catalogue):
 
 def _find(source: config.WebDataset, files: list[File]) -> dict[str, Entry]:
     """Every sample of every tar. Raises UserError."""
-    entries = {}
-    for number, (file, samples) in enumerate(
-        zip(files, look_into(files, _look_through), strict=True)
-    ):
+    numbers = {file.key: number for number, file in enumerate(files)}
+
+    def look(file: File) -> dict[str, Entry]:
         named = split_in_name(file.key)
-        for name, sample in samples.items():
-            key = f"{file.key}/{name}"
-            entries[key] = _entry(source, number, sample, named or split_by_hash(key))
-    return entries
+        samples = {f"{file.key}/{name}": sample for name, sample in _look_through(file).items()}
+        return {
+            key: _entry(source, numbers[file.key], sample, named or split_by_hash(key))
+            for key, sample in samples.items()
+        }
+
+    return {key: entry for found in look_into(files, look) for key, entry in found.items()}
 
 
 @dataclass
