@@ -69,7 +69,7 @@ SIZES: dict[str, Any] = {
     "max_tokens": 20,
 }
 WORDS = Recurrent(kind="lstm", **SIZES)
-SHIPPED = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -676,7 +676,7 @@ def test_a_sweeps_encoders_are_pinned_and_their_paths_absolute(
 
 def encoders_of(name: str) -> dict[str, dict[str, Any]]:
     """The encoders that a comparison as shipped compares."""
-    found = load_sweep(SHIPPED / f"tune_configs/{name}.yaml").space["encoder"].grid
+    found = load_sweep(REPOSITORY / f"tune_configs/{name}.yaml").space["encoder"].grid
     assert isinstance(found, dict)
     return found
 
@@ -692,7 +692,7 @@ def test_the_comparisons_start_from_what_their_pretraining_makes(
     folders: dict[str, Path], tmp_path: Path, sweep: str, config: str
 ) -> None:
     made: dict[str, EncoderConfig] = {
-        "bigru-autoencoder": load_config(SHIPPED / f"configs/{config}.yaml").encoder,
+        "bigru-autoencoder": load_config(REPOSITORY / f"configs/{config}.yaml").encoder,
         "xlnet-autoencoder": HuggingFace(train="tuned", model=str(folders["xlnet"])),
     }
     for name, section in made.items():
@@ -707,7 +707,7 @@ def test_the_comparisons_start_from_what_their_pretraining_makes(
 def test_the_comparison_with_autoencoders_differs_in_nothing_else() -> None:
     names = ("published_comparison", "published_comparison_autoencoders")
     plain, auto = (
-        yaml.safe_load((SHIPPED / f"tune_configs/{name}.yaml").read_text()) for name in names
+        yaml.safe_load((REPOSITORY / f"tune_configs/{name}.yaml").read_text()) for name in names
     )
     for document in (plain, auto):
         del document["name"], document["space"]["encoder"]

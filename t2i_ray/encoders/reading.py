@@ -10,7 +10,7 @@ from t2i_ray.encoders.interface import Encoder
 
 # Japanese is written in all of them, and a Chinese caption reads none of the others.
 _TOGETHER = dict.fromkeys(("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "BOPOMOFO"), "CJK")
-_SIGNS = "\u2190"  # below are signs such as those of degrees and of trademarks
+_FIRST_SYMBOL = "\u2190"  # before it are signs, such as those of degrees and of trademarks
 
 
 def scripts_of(texts: Iterable[str], least: float = 0) -> list[str]:
@@ -29,7 +29,7 @@ def scripts_of(texts: Iterable[str], least: float = 0) -> list[str]:
             if category[0] == "L":
                 name = unicodedata.name(letter, "UNKNOWN").split()[0]
                 scripts[_TOGETHER.get(name, name)] += count
-            elif category == "So" and letter >= _SIGNS:
+            elif category == "So" and letter >= _FIRST_SYMBOL:
                 scripts["SYMBOLS"] += count
     return sorted(name for name, count in scripts.items() if count > least * scripts.total())
 
@@ -49,8 +49,8 @@ def unknown_words(encoder: Encoder, caption: str) -> tuple[list[str], int]:
 def refusal(encoder: Encoder, caption: str) -> str | None:
     """Why a picture of this caption would not be of this caption; None: it may well be.
 
-    It is refused if its letters are of other scripts than all training captions', where those are
-    known, or if it has no words, or none that the encoder knows.
+    It is refused if its letters and symbols are of other scripts than all training captions',
+    where those are known, or if it has no words, or none that the encoder knows.
     """
     if _is_foreign(encoder, caption):
         return (

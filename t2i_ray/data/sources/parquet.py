@@ -68,20 +68,19 @@ class ParquetSource(Catalogue):
 
 def _find(source: config.Parquet, files: list[File]) -> dict[str, Entry]:
     """Every row of every file. Raises UserError."""
-    numbers = {file.key: number for number, file in enumerate(files)}
 
-    def look(file: File) -> dict[str, Entry]:
+    def look(number: int, file: File) -> dict[str, Entry]:
         try:
             opened = _open(file)
             columns = _Columns(source, file, opened.schema_arrow)
-            return _entries(columns, opened, numbers[file.key], file.key)
+            return _entries(columns, opened, number, file.key)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{PATH}: {file.store.uri}/{file.key}: no Parquet that can be read "
                 f"({' '.join(str(error).split())}); fetch it anew"
             ) from None
 
-    return {key: entry for rows in look_into(files, look) for key, entry in rows.items()}
+    return look_into(files, look)
 
 
 class _Columns:

@@ -116,10 +116,18 @@ def find_file(path: str, reach: Storage) -> File:
         raise UserError(f"{PATH}={path}: no such file in {store.uri}; mend the path") from None
 
 
-def look_into(files: list[File], look: Callable[[File], Found]) -> list[Found]:
-    """What is found in each, several looked into at a time: of those on S3 most time is waiting."""
+def look_into(files: list[File], look: Callable[[int, File], dict[str, Found]]) -> dict[str, Found]:
+    """By key what is found in all of them.
+
+    Several are looked into at a time: of those on S3 most time is waiting.
+
+    Args:
+        files: that a source's path means.
+        look: gives what is in the file of this number, by keys that no other file has.
+    """
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(look, files))
+        found = pool.map(look, range(len(files)), files)
+        return {key: value for each in found for key, value in each.items()}
 
 
 def check_unchanged(file: File) -> None:

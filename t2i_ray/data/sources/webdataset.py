@@ -61,17 +61,16 @@ class WebDatasetSource(Catalogue):
 
 def _find(source: config.WebDataset, files: list[File]) -> dict[str, Entry]:
     """Every sample of every tar. Raises UserError."""
-    numbers = {file.key: number for number, file in enumerate(files)}
 
-    def look(file: File) -> dict[str, Entry]:
+    def look(number: int, file: File) -> dict[str, Entry]:
         named = split_in_name(file.key)
-        samples = {f"{file.key}/{name}": sample for name, sample in _look_through(file).items()}
-        return {
-            key: _entry(source, numbers[file.key], sample, named or split_by_hash(key))
-            for key, sample in samples.items()
-        }
+        entries = {}
+        for name, sample in _look_through(file).items():
+            key = f"{file.key}/{name}"
+            entries[key] = _entry(source, number, sample, named or split_by_hash(key))
+        return entries
 
-    return {key: entry for found in look_into(files, look) for key, entry in found.items()}
+    return look_into(files, look)
 
 
 @dataclass
